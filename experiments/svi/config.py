@@ -1,0 +1,56 @@
+"""`FitConfig`: every setting of an SVI run, frozen and validated."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zoo.errors import ZooError, unknown
+
+
+class Settings(BaseModel):
+    """Base of the validated settings: frozen, and an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class FitConfig(Settings):
+    """Settings of one SVI run; losses are in nats a datum."""
+
+    steps: int = Field(2000, ge=1)
+    """Largest number of gradient steps."""
+    batch_size: int | None = Field(128, ge=1)
+    """Rows of a minibatch; None takes all rows at every step."""
+    learning_rate: float = Field(0.01, gt=0)
+    """Adam's rate at the first step."""
+    row_learning_rate: float = Field(0.05, gt=0)
+    """The same for a table's rows, which are touched once an epoch."""
+    decay: float = Field(0.01, gt=0, le=1)
+    """The rate at the last step over the rate at the first; geometric between."""
+    estimator: Literal["auto", "pathwise", "score", "enumeration"] = "auto"
+    """How gradients pass a latent: see experiments/svi/estimators.py."""
+    num_particles: int | None = Field(None, ge=1)
+    """Draws a datum and step; None takes 1, and 8 for the score function."""
+    flat_window: int = Field(0, ge=0)
+    """Epochs in a window of the stopping rule; 0 never stops before the last step."""
+    flat_level: float = Field(0.05, gt=0, lt=1)
+    """Level of the stopping rule's test."""
+    flat_tolerance: float = Field(1e-4, ge=0)
+    """A window that gains less than this counts as flat whatever the test says."""
+    flat_drops: int = Field(0, ge=0)
+    """How many flat windows divide the rate by ten before one stops the run."""
+    checkpoint_seconds: float = Field(10.0, gt=0)
+    """Seconds between checkpoints, where there is a place for them."""
+
+
+def validated(settings, **values):
+    """An instance of a Settings class, or a one-line ZooError."""
+    for name in values:
+        if name not in settings.model_fields:
+            raise unknown("option", name, list(settings.model_fields))
+    try:
+        return settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        sentence = first["msg"][0].lower() + first["msg"][1:]
+        raise ZooError(f"{place}: {sentence}, got {first['input']!r}") from error

@@ -1,0 +1,116 @@
+"""How the gradient of the bound passes a latent, and what happens when the bound is not finite.
+
+pathwise     through reparametrized draws: Pyro's Trace_ELBO as it is
+score        the score function with a leave-one-out baseline over particles
+enumeration  the exact sum over the values of discrete latents: Pyro's TraceEnum_ELBO
+"""
+
+import math
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import is_identically_zero
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer.trace_elbo import _compute_log_r
+
+from zoo.errors import ZooError, require
+from zoo.problem import sample_sites
+
+
+class FitError(ZooError):
+    """A run that had to stop: the message names the site and the step."""
+
+
+def resolve(config, problem):
+    """The config with estimator and num_particles written out for this problem."""
+    discrete = [latent for latent in problem.latents if latent.support.is_discrete]
+    finite = all(latent.num_values for latent in discrete)
+    estimator = config.estimator
+    if estimator == "auto":
+        estimator = "pathwise" if not discrete else "enumeration" if finite else "score"
+    names = ", ".join(latent.name for latent in discrete)
+    if estimator == "pathwise":
+        require(not discrete, f"no path through discrete {names}: use score or enumeration")
+    if estimator == "enumeration":
+        require(discrete, "nothing to enumerate: no latent is discrete; use pathwise")
+        require(finite, f"{names} cannot be enumerated: not finite; use score")
+    num_particles = config.num_particles or (8 if estimator == "score" else 1)
+    if estimator == "score":
+        require(num_particles >= 2, "score needs num_particles of at least 2 for its baseline")
+    return config.model_copy(update={"estimator": estimator, "num_particles": num_particles})
+
+
+def elbo(config, problem):
+    """The Pyro ELBO object of a resolved config."""
+    kind = {"pathwise": Pathwise, "score": LeaveOneOut, "enumeration": Enumeration}
+    return kind[config.estimator](
+        num_particles=config.num_particles,
+        vectorize_particles=config.num_particles > 1,
+        max_plate_nesting=0 if problem.plate is None else 1,
+    )
+
+
+class Finite:
+    """Mixin of an ELBO: a loss that is not finite stops before the parameters are touched."""
+
+    def loss_and_grads(self, model, guide, *args):
+        loss = super().loss_and_grads(model, guide, *args)
+        if not math.isfinite(loss):
+            raise FitError(f"the loss is {loss} {_blame(model, guide, args)}")
+        return loss
+
+
+class Pathwise(Finite, Trace_ELBO):
+    """Reparametrized draws."""
+
+
+class Enumeration(Finite, TraceEnum_ELBO):
+    """The exact expectation over discrete latents of the guide."""
+
+    def loss_and_grads(self, model, guide, *args):
+        return super().loss_and_grads(model, config_enumerate(guide, "parallel"), *args)
+
+
+class LeaveOneOut(Finite, Trace_ELBO):
+    """The score function, each particle's baseline the mean of the others.
+
+    The baseline depends on other draws only, so the gradient stays unbiased; the plate of the
+    data is used, so that a datum is weighed by its own terms.
+    Source: Kool, van Hoof & Welling 2019, Buy 4 REINFORCE samples, get a baseline for free!, eq. 8.
+    """
+
+    def _differentiable_loss_particle(self, model_trace, guide_trace):
+        log_p = sum(site["log_prob_sum"] for site in sample_sites(model_trace))
+        bound = surrogate = log_p
+        log_r = _compute_log_r(model_trace, guide_trace)
+        for site in sample_sites(guide_trace):
+            _, score, entropy = site["score_parts"]
+            bound = bound - site["log_prob_sum"]
+            if not is_identically_zero(entropy):
+                surrogate = surrogate - entropy.sum()
+            if not is_identically_zero(score):
+                weight = self._centered(log_r.sum_to(site["cond_indep_stack"]))
+                surrogate = surrogate + (weight * score).sum()
+        return -bound.item(), -surrogate
+
+    def _centered(self, log_r):
+        log_r = log_r.reshape((1,) * (self.max_plate_nesting - log_r.dim()) + log_r.shape)
+        others = (log_r.sum(0, keepdim=True) - log_r) / (self.num_particles - 1)
+        return log_r - others
+
+
+def _blame(model, guide, args):
+    """Which parameter or site is not finite, in words; sites from a fresh draw."""
+    with torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
+        guide_trace = poutine.trace(guide).get_trace(*args)
+        model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args)
+    for trace in (guide_trace, model_trace):
+        for name, site in trace.nodes.items():
+            if site["type"] == "param" and not torch.isfinite(site["value"]).all():
+                return f"because parameter {name!r} is not finite"
+    for where, trace in (("guide", guide_trace), ("model", model_trace)):
+        for site in sample_sites(trace):
+            if not torch.isfinite(site["fn"].log_prob(site["value"])).all():
+                return f"at site {site['name']!r} of the {where}"
+    return "at no single site of a fresh draw"

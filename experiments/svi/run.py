@@ -1,0 +1,119 @@
+"""`Run`: one seed's model, guide, optimizer and everything else that a step changes."""
+
+import math
+import time
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from experiments.svi import checkpoint
+from experiments.svi.optimizer import JointAdam
+from zoo.errors import require
+
+
+class Batches:
+    """Rows of each minibatch: a fresh shuffle every epoch, the last batch as short as it is."""
+
+    def __init__(self, num_data, batch_size, device):
+        self.num_data = num_data
+        self.size = min(batch_size or num_data, num_data)
+        self.order = torch.arange(num_data, device=device)
+        self.steps_per_epoch = math.ceil(num_data / self.size)
+
+    def at(self, step):
+        """Row indices of that step, None where every step takes all rows."""
+        if self.steps_per_epoch == 1:
+            return None
+        position = step % self.steps_per_epoch
+        if position == 0:
+            self.order = torch.randperm(self.num_data, device=self.order.device)
+        return self.order[position * self.size : (position + 1) * self.size]
+
+
+class Run:
+    """The state of one SVI run; `losses` are in nats a datum, `seconds` since the start."""
+
+    def __init__(self, problem, guide, config, seed, device):
+        torch.manual_seed(seed)
+        self.config, self.seed = config, seed
+        model, guide = deepcopy((problem.model, guide))
+        self.modules = nn.ModuleDict({"model": model, "guide": guide})
+        reset(self.modules)
+        self.modules.to(device)
+        self.data = problem.data.train.to(device)
+        self.batches = Batches(len(self.data), config.batch_size, device)
+        self.optimizer = JointAdam(self.modules, config.learning_rate, config.row_learning_rate)
+        self.losses, self.seconds, self.flats, self.finished = [], [], 0, False
+        self._started = time.perf_counter()
+
+    @property
+    def step(self):
+        """Number of steps taken."""
+        return len(self.losses)
+
+    def tick(self, loss):
+        """Note the loss of a step, and when it was."""
+        self.losses.append(loss / len(self.data))
+        self.seconds.append(time.perf_counter() - self._started)
+
+    def save(self, path):
+        """Write a checkpoint to `path`."""
+        tensors = {f"module.{k}": v for k, v in self.modules.state_dict().items()}
+        tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.tensors().items()}
+        tensors |= {
+            "order": self.batches.order,
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            "random": torch.get_rng_state(),
+        }
+        if self.data.is_cuda:
+            tensors["random_cuda"] = torch.cuda.get_rng_state(self.data.device)
+        checkpoint.write(path, tensors, self._facts() | {"step": self.step})
+
+    def load(self, path):
+        """Go on from a checkpoint of the same config and seed."""
+        tensors, facts = checkpoint.read(path)
+        for name, value in self._facts().items():
+            require(
+                name in ("flats", "finished") or facts.get(name) == value,
+                f"{path} is the checkpoint of another run: its {name} is {facts.get(name)!r}, "
+                f"here {value!r}",
+            )
+        load_modules(self.modules, tensors, path)
+        device = self.data.device
+        moments = checkpoint.part(tensors, "optimizer.")
+        # Step counts of a fused Adam live where its parameters do.
+        self.optimizer.load_tensors({k: v.to(device) for k, v in moments.items()})
+        self.batches.order = tensors["order"].to(device)
+        self.losses, self.seconds = tensors["losses"].tolist(), tensors["seconds"].tolist()
+        self.flats, self.finished = facts["flats"], facts["finished"]
+        self._started = time.perf_counter() - (self.seconds[-1] if self.seconds else 0)
+        torch.set_rng_state(tensors["random"])
+        if "random_cuda" in tensors and self.data.is_cuda:
+            torch.cuda.set_rng_state(tensors["random_cuda"], device)
+
+    def _facts(self):
+        config = self.config.model_dump(exclude={"checkpoint_seconds"})
+        return {
+            "seed": self.seed,
+            "config": config,
+            "flats": self.flats,
+            "finished": self.finished,
+        }
+
+
+def load_modules(modules, tensors, path):
+    """Put a checkpoint's parameters into modules of the same shape."""
+    try:
+        modules.load_state_dict(checkpoint.part(tensors, "module."))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        require(False, f"{path} is the checkpoint of another model or guide: {reason}")
+
+
+def reset(modules):
+    """Draw every parameter's initial value afresh, as torch's own layers do."""
+    for module in modules.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()

@@ -1,0 +1,27 @@
+"""Guides: a family times a source of its parameters, built from a problem's latents.
+
+`names()` lists them, `build(name, problem, **options)` makes a Pyro guide that is usable with
+`pyro.infer.SVI` as it is.
+"""
+
+from zoo.registry import Registry
+
+__all__ = ["build", "names", "register"]
+
+_registry = Registry("guide", __name__)
+register = _registry.register
+
+
+def names():
+    """Sorted names of the registered guides."""
+    return _registry.names()
+
+
+def build(name, problem, **options):
+    """The guide of that name for a problem.
+
+    Raises ZooError for an unknown guide or option, or latents that the guide does not suit.
+    """
+    make = _registry.find(name)
+    _registry.check_options(name, make, options, skip=1)
+    return make(problem, **options)

@@ -1,0 +1,30 @@
+"""Amortized: an encoder computes every datum's parameters from the datum.
+
+Family: q(z) = prod_n q(z_n; encoder(x_n)), by default a diagonal normal for a continuous latent
+    and a categorical for a discrete one.
+Cannot represent: what the family cannot, or parameters that the encoder does not compute; the
+    loss from the latter is the amortization gap.
+Needs: latents in one plate or in none.  New data cost one pass of the encoder.
+Source: Kingma & Welling 2014, Auto-encoding variational Bayes;
+    Cremer, Li & Duvenaud 2018, Inference suboptimality in variational autoencoders.
+"""
+
+import guides
+from guides.guide import Guide
+from guides.sources import Encoder
+from zoo.errors import require
+
+
+@guides.register
+def build(problem, family="auto", hidden=(200,)):
+    """The guide; hidden: widths of the encoder's layers, () for a linear encoder."""
+    require(
+        all(isinstance(width, int) and width >= 1 for width in hidden),
+        f"hidden must list layer widths of at least 1, got {hidden!r}",
+    )
+    train = problem.data.train
+
+    def encoder(latent, q):
+        return Encoder(train, tuple(hidden), q.num_parameters)
+
+    return Guide("amortized", problem, encoder, family)

@@ -1,0 +1,72 @@
+"""`Guide`: one family and one source per latent, run as a Pyro guide."""
+
+import pyro
+from pyro.nn import PyroModule
+from torch import nn
+
+import zoo
+from guides.families import choose
+from guides.sources import Shared, Table
+
+
+class Guide(PyroModule):
+    """q(z) = prod_latents family(source(x, index)); a Pyro guide `guide(x, index=None)`.
+
+    local_source(latent, family) makes the source of a latent in the plate; a latent outside it
+    has one free row.
+    """
+
+    def __init__(self, name, problem, local_source, family="auto"):
+        super().__init__(zoo.unique(name))
+        self.name = name
+        self.latents = problem.latents
+        self.plate = problem.plate
+        self.families = {latent.name: choose(family, latent) for latent in self.latents}
+        self.sources = nn.ModuleDict()
+        for latent in self.latents:
+            q = self.families[latent.name]
+            self.sources[latent.name] = (
+                local_source(latent, q) if latent.local else Shared(q.initial_row)
+            )
+
+    def forward(self, x=None, index=None):
+        sources = self.sources
+        for latent in self.latents:
+            if not latent.local:
+                self._sample(latent, sources[latent.name](x, index))
+        local = [latent for latent in self.latents if latent.local]
+        if local:
+            with zoo.datum(x, index, self.plate) as rows:
+                for latent in local:
+                    self._sample(latent, sources[latent.name](rows, index))
+
+    def rows(self, x, index=None):
+        """The parameters of q for every row of x: {latent: (n, num_parameters)}."""
+        rows = x if index is None else x[index]
+        return {
+            latent.name: self.sources[latent.name](rows, index)
+            for latent in self.latents
+            if latent.local
+        }
+
+    def distribution(self, latent_name, rows):
+        """q of that latent for rows of parameters, batch (n,)."""
+        return self.families[latent_name](rows)
+
+    def with_table(self, problem, num_data, start=None):
+        """The same families with a free row for each of `num_data` data.
+
+        start: {latent: (num_data, num_parameters)} to start from, else the families' start.
+        Latents outside the plate keep their rows.
+        """
+        guide = Guide(self.name, problem, lambda _, q: Table(num_data, q.initial_row, sparse=False))
+        guide.families = self.families
+        for name, source in self.sources.items():
+            if isinstance(source, Shared):
+                guide.sources[name].load_state_dict(source.state_dict())
+            elif start is not None:
+                guide.sources[name].rows.weight.data.copy_(start[name])
+        return guide
+
+    def _sample(self, latent, rows):
+        return pyro.sample(latent.name, self.families[latent.name](rows))

@@ -1,0 +1,72 @@
+"""Sources: where the parameters of q(z_n) come from.
+
+A source answers `source(rows, index)` with one row of parameters a datum: rows (b, d) are the
+data of the minibatch and index (b,) their places in the whole set, or None for all of it.
+"""
+
+import torch
+from torch import nn
+
+from zoo.errors import require
+from zoo.nets import mlp
+
+
+class Table(nn.Module):
+    """A free row per datum, looked up by index.
+
+    With sparse=True only the rows of a minibatch get gradients, so that a step costs O(batch)
+    whatever the number of rows.
+    """
+
+    def __init__(self, num_data, initial_row, sparse=True):
+        super().__init__()
+        self.initial_row = initial_row
+        self.rows = nn.Embedding(num_data, len(initial_row()), sparse=sparse)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Every row at the family's start."""
+        with torch.no_grad():
+            num_data = self.rows.num_embeddings
+            self.rows.weight.copy_(torch.stack([self.initial_row() for _ in range(num_data)]))
+
+    def forward(self, rows, index):
+        if index is not None:
+            return self.rows(index)
+        require(
+            len(rows) == self.rows.num_embeddings,
+            f"this guide's table has {self.rows.num_embeddings} rows, the data {len(rows)}; "
+            "for other data fit new rows: experiments.fit_rows(problem, guide, x)",
+        )
+        every = torch.arange(len(rows), device=rows.device)
+        return self.rows(every) if self.rows.sparse else self.rows.weight
+
+
+class Encoder(nn.Module):
+    """The parameters computed from the datum: a network on centered data, divided by one scale."""
+
+    def __init__(self, train, hidden, num_parameters):
+        super().__init__()
+        self.register_buffer("center", train.mean(0))
+        self.register_buffer("spread", (train - self.center).square().mean().sqrt().clamp(min=1e-6))
+        self.network = mlp(train.shape[-1], hidden, num_parameters)
+
+    def forward(self, rows, index):
+        return self.network((rows - self.center) / self.spread)
+
+
+class Shared(nn.Module):
+    """One row for a latent outside the plate."""
+
+    def __init__(self, initial_row):
+        super().__init__()
+        self.initial_row = initial_row
+        self.row = nn.Parameter(initial_row())
+
+    def reset_parameters(self):
+        """The family's start."""
+        with torch.no_grad():
+            self.row.copy_(self.initial_row())
+
+    def forward(self, rows, index):
+        return self.row

@@ -1,0 +1,42 @@
+"""A zoo of latent variable models in Pyro, each of which knows its own truth.
+
+`names()` lists the models, `load(name, **options)` makes a problem: a model, its data, and what
+is known of the answer.
+"""
+
+from pathlib import Path
+
+from zoo.errors import TruthUnavailable, ZooError
+from zoo.problem import Latent, Problem, Truth, datum, unique
+from zoo.registry import Registry
+
+__all__ = [
+    "Latent",
+    "Problem",
+    "Truth",
+    "TruthUnavailable",
+    "ZooError",
+    "datum",
+    "load",
+    "names",
+    "register",
+    "unique",
+]
+
+_registry = Registry("model", __name__)
+register = _registry.register
+
+
+def names():
+    """Sorted names of the registered models."""
+    return _registry.names()
+
+
+def load(name, **options):
+    """The problem of a registered model, or of a Python file that registers one.
+
+    Raises ZooError for an unknown model or option, or for data that do not suit the model.
+    """
+    build = _registry.find(name)
+    _registry.check_options(Path(name).stem, build, options)
+    return build(**options).having(name=Path(name).stem, options=options)

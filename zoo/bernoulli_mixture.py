@@ -1,0 +1,88 @@
+"""Bernoulli mixture: which of K prototypes does a binary vector come from?
+
+The textbook model for groups of binary vectors, such as pictures of black and white pixels or
+lists of answers.  The likelihood has many local maxima and the latent is discrete, so its
+gradient needs the score function or a sum over the components.
+
+Story:
+    z_n     ~ Categorical(weights)          component of datum n, one of K
+    x_n | z ~ Bernoulli(p_z), event (d,)    binary vector
+Data: rows of 0 and 1; default the digits, pixels at least half black.
+Truth: T0, the sum over K components in log space.
+Differs from the source in: parameters by maximum likelihood, in logits, so that p near 0 and 1 is
+    stable.
+Raises: ZooError for values other than 0 and 1, or num_components < 1.
+Source: Bishop 2006, Pattern Recognition and Machine Learning, section 9.3.3.
+"""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import nn
+
+import zoo
+from zoo.data import as_dataset
+from zoo.errors import require
+
+
+class BernoulliMixture(PyroModule):
+    """The program; `weight_logits` (K,), `logits` (K, d)."""
+
+    def __init__(self, width, num_components):
+        super().__init__(zoo.unique("bernoulli_mixture"))
+        self.weight_logits = nn.Parameter(torch.empty(num_components))
+        self.logits = nn.Parameter(torch.empty(num_components, width))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Equal weights; prototypes uniform in (0.25, 0.75)."""
+        with torch.no_grad():
+            self.weight_logits.zero_()
+            self.logits.copy_(torch.empty_like(self.logits).uniform_(0.25, 0.75).logit())
+
+    def forward(self, x=None, index=None):
+        weight_logits, logits = self.weight_logits, self.logits
+        with zoo.datum(x, index) as rows:
+            z = pyro.sample("z", dist.Categorical(logits=weight_logits))
+            return pyro.sample("x", dist.Bernoulli(logits=logits[z]).to_event(1), obs=rows)
+
+
+def log_joint(model, x, z):
+    """log p(x, z) of every row, (n,) nats; x (n, d), z (n,).  Bishop 2006, eq. 9.48."""
+    pi = model.weight_logits.softmax(-1)
+    mu = model.logits.sigmoid()[z]
+    return pi[z].log() + (x * mu.log() + (1 - x) * (1 - mu).log()).sum(-1)
+
+
+def component_log_joint(model, x):
+    """log p(x, z = k) of every row and component: (n, K)."""
+    softplus = nn.functional.softplus(model.logits).sum(-1)
+    return x @ model.logits.T - softplus + model.weight_logits.log_softmax(-1)
+
+
+def log_evidence(model, x):
+    """log p(x) of every row, (n,) nats; the sum over components."""
+    return component_log_joint(model, x).logsumexp(-1)
+
+
+def posterior(model, x):
+    """p(z given x), Categorical with batch (n,); its logits are linear in x."""
+    return dist.Categorical(logits=component_log_joint(model, x))
+
+
+@zoo.register
+def build(data="digits", num_components=10):
+    """The problem; data as `zoo.data.as_dataset` takes it, binary."""
+    require(
+        isinstance(num_components, int) and num_components >= 1,
+        f"num_components must be a whole number of at least 1, got {num_components!r}",
+    )
+    data = as_dataset(data, binary=True)
+    return zoo.Problem(
+        model=BernoulliMixture(data.width, num_components),
+        data=data,
+        log_joint=log_joint,
+        truth=zoo.Truth("T0", "sum over the components", log_evidence, posterior),
+        predictive_mean=lambda model, z: model.logits[z].sigmoid(),
+    )

@@ -1,0 +1,100 @@
+"""`DataSet`: the rows that a problem is trained and tested on, checked once."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from zoo.errors import ZooError, require
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Rows to train on and rows held out, with what is known of them.
+
+    train, test, valid: (n, d) float tensors; labels: (n,) int tensors or None.
+    image_shape: (height, width) where a row is an image.
+    """
+
+    name: str
+    train: torch.Tensor
+    test: torch.Tensor
+    valid: torch.Tensor | None = None
+    train_labels: torch.Tensor | None = None
+    test_labels: torch.Tensor | None = None
+    image_shape: tuple[int, int] | None = None
+    licence: str = "unknown"
+    source: str = "given by the user"
+
+    @property
+    def width(self):
+        """Number of columns of a row."""
+        return self.train.shape[-1]
+
+    def map(self, function):
+        """The same set with `function` applied to every block of rows."""
+        valid = None if self.valid is None else function(self.valid)
+        return replace(self, train=function(self.train), test=function(self.test), valid=valid)
+
+    def to(self, device):
+        """The same set with its tensors on a device."""
+        fields = {name: value.to(device) for name, value in vars(self).items() if _is_tensor(value)}
+        return replace(self, **fields)
+
+    def binarized(self):
+        """Pixels at least 0.5 become 1, the others 0."""
+        return self.map(lambda rows: (rows >= 0.5).to(rows.dtype))
+
+
+def as_dataset(data, binary=False):
+    """A `DataSet` from a set's name, a `DataSet`, or a tensor or array of rows.
+
+    data: a name, a DataSet, (n, d) rows, or a pair (train, test) of such rows; rows without
+    test rows are held out from themselves.  binary: threshold the named sets at 0.5.
+    Raises ZooError where the rows are no finite (n, d) block of at least two rows.
+    """
+    from zoo.data.sets import load
+
+    if isinstance(data, str):
+        data = load(data)
+        data = data.binarized() if binary else data
+    elif not isinstance(data, DataSet):
+        train, test = data if isinstance(data, tuple | list) and len(data) == 2 else (data, data)
+        data = DataSet("own data", _rows(train), _rows(test))
+    check_rows(data.train, "train", at_least=2)
+    check_rows(data.test, "test", at_least=1)
+    require(
+        data.test.shape[-1] == data.width,
+        f"test rows have {data.test.shape[-1]} columns, train rows {data.width}",
+    )
+    return data
+
+
+def check_rows(rows, what, at_least=1):
+    """Refuse anything but a finite block of at least `at_least` rows."""
+    require(rows.dim() == 2, f"{what} data must be rows (n, d), got shape {tuple(rows.shape)}")
+    require(
+        len(rows) >= at_least,
+        f"{what} data has {len(rows)} row{'' if len(rows) == 1 else 's'}; needs at least {at_least}",
+    )
+    require(rows.shape[1] >= 1, f"{what} data has no columns")
+    finite = torch.isfinite(rows)
+    if not finite.all():
+        row, column = (~finite).nonzero()[0].tolist()
+        raise ZooError(
+            f"{what} data holds {rows[row, column].item()} at row {row}, column {column}; "
+            "every value must be finite"
+        )
+
+
+def _rows(values):
+    try:
+        rows = torch.as_tensor(values)
+        return rows if rows.is_floating_point() else rows.to(torch.get_default_dtype())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ZooError(
+            f"data must be a set's name or rows of numbers, got {values!r:.60}"
+        ) from error
+
+
+def _is_tensor(value):
+    return isinstance(value, torch.Tensor)

@@ -1,0 +1,209 @@
+"""The contract: a problem is a model, its data, and what is known of the answer."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import nn
+
+from zoo.data.dataset import DataSet, check_rows
+from zoo.errors import TruthUnavailable, ZooError, require
+from zoo.program import Program
+
+ROWS_AT_ONCE = 4096
+_numbers = count()
+
+
+def unique(name):
+    """`name` with a number that no other module of this process has.
+
+    Parameters of two models or guides never meet in Pyro's global store when each gives its
+    module such a name.
+    """
+    return f"{name}_{next(_numbers)}"
+
+
+@contextmanager
+def datum(x=None, index=None, name="datum"):
+    """The plate of independent data; yields the rows of x in it, None where x is None.
+
+    x: (n, d) all rows; index: (b,) the rows of this minibatch, whose bound is scaled to n.
+    """
+    size = 1 if x is None else len(x)
+    with pyro.plate(name, size, subsample=index, dim=-1):
+        yield x if x is None or index is None else x[index]
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What a guide must know of a latent site: its name, support, event shape and plates."""
+
+    name: str
+    support: Any
+    event_shape: tuple[int, ...]
+    plates: tuple[str, ...]
+    num_values: int | None = None
+    """Number of values of a finite discrete latent, None for any other."""
+
+    @property
+    def local(self):
+        """Whether there is one such latent a datum."""
+        return bool(self.plates)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of the answer, at one of the levels T0 to T4.
+
+    log_evidence(model, x) -> (n,) nats; posterior(model, x) -> a distribution over the local
+    latents; evidence_error(model, x) -> (n,) nats, the stated error of the evidence.
+    """
+
+    level: str
+    how: str
+    log_evidence: Callable | None = None
+    posterior: Callable | None = None
+    evidence_error: Callable | None = None
+
+
+NO_TRUTH = Truth("T4", "nothing is known of the exact evidence")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A Pyro model, its data, and what is known of the answer.
+
+    model: a Pyro program `model(x=None, index=None)`, a module or a plain function.
+    data: a DataSet.  log_joint(model, x, **latents): the density written a second time, (..., n).
+    predictive_mean(model, **latents): E[x given the latents], for pictures; optional.
+    """
+
+    model: nn.Module
+    data: DataSet
+    log_joint: Callable | None = None
+    truth: Truth = NO_TRUTH
+    predictive_mean: Callable | None = None
+    name: str = "own_problem"
+    options: dict = field(default_factory=dict)
+    latents: tuple[Latent, ...] = field(init=False)
+    plate: str | None = field(init=False)
+
+    def __post_init__(self):
+        if not isinstance(self.model, nn.Module):
+            object.__setattr__(self, "model", Program(self.model, self.data.train[:2]))
+        latents, plate = _structure(_trace(self.model, self.data.train[:2]))
+        object.__setattr__(self, "latents", latents)
+        object.__setattr__(self, "plate", plate)
+        self.check_support(self.data.train, "train")
+        self.check_support(self.data.test, "test")
+
+    def log_evidence(self, x):
+        """Exact log p(x) of every row under the model's parameters as they are: (n,) nats.
+
+        Raises TruthUnavailable where the problem does not know it, ZooError for unfit rows.
+        """
+        return self._truth("log_evidence", x)
+
+    def posterior(self, x):
+        """Exact posterior over the local latents of every row, a distribution.
+
+        Raises TruthUnavailable where the problem does not know it, ZooError for unfit rows.
+        """
+        return self._truth("posterior", x)
+
+    def evidence_error(self, x):
+        """Stated error of `log_evidence` for every row: (n,) nats, zero at T0."""
+        if self.truth.level == "T0":
+            return torch.zeros(len(x))
+        return self._truth("evidence_error", x)
+
+    def having(self, **fields):
+        """The same problem with some fields replaced, its structure and data taken as checked."""
+        other = copy(self)
+        for name, value in fields.items():
+            object.__setattr__(other, name, value)
+        return other
+
+    def check_support(self, x, what="x"):
+        """Refuse rows of another width, non-finite ones, or outside the likelihood's support."""
+        check_rows(x, what)
+        width = self.data.width
+        require(x.shape[-1] == width, f"{what} has {x.shape[-1]} columns, {self.name} has {width}")
+        for rows in x.split(ROWS_AT_ONCE):
+            _trace(self.model, rows)
+
+    def _truth(self, which, x):
+        function = getattr(self.truth, which)
+        if function is None:
+            raise TruthUnavailable(
+                f"{self.name} knows no exact {which} (truth level {self.truth.level}: "
+                f"{self.truth.how})"
+            )
+        self.check_support(x)
+        with torch.no_grad():
+            return function(self.model, x)
+
+
+def sample_sites(trace):
+    """The sample sites of a trace, but for the draws of plates' minibatches."""
+    sites = trace.nodes.values()
+    return [s for s in sites if s["type"] == "sample" and not site_is_subsample(s)]
+
+
+def _trace(model, x):
+    """A trace of the model on the rows, after checking each observed value's support."""
+    try:
+        with torch.random.fork_rng(), pyro.get_param_store().scope(), torch.no_grad():
+            with pyro.validation_enabled(False):
+                trace = poutine.trace(model).get_trace(x)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ZooError(
+            f"the model does not run on rows of shape {tuple(x.shape)}: {reason}"
+        ) from error
+    observed = [site for site in sample_sites(trace) if site["is_observed"]]
+    require(observed, "the model observes no data: give its likelihood site obs=")
+    for site in observed:
+        inside = site["fn"].support.check(site["value"])
+        if not inside.all():
+            value = site["value"][~inside].flatten()[0].item()
+            raise ZooError(
+                f"site {site['name']!r} observes {value:g}, outside the support "
+                f"{site['fn'].support} of its {_kind(site['fn'])} likelihood"
+            )
+    return trace
+
+
+def _structure(trace):
+    """The latents of a trace, and the one plate that holds the data (None without one)."""
+    latents, plates = [], set()
+    for site in sample_sites(trace):
+        frames = tuple(frame.name for frame in site["cond_indep_stack"] if frame.vectorized)
+        plates |= set(frames)
+        if not site["is_observed"]:
+            latents.append(_latent(site["name"], site["fn"], frames))
+    require(
+        len(plates) <= 1,
+        f"data and latents stand in several plates ({', '.join(sorted(plates))}); one is possible",
+    )
+    return tuple(latents), next(iter(plates), None)
+
+
+def _latent(name, fn, plates):
+    num_values = None
+    if fn.has_enumerate_support and not fn.event_shape:
+        num_values = len(fn.enumerate_support(expand=False))
+    return Latent(name, fn.support, tuple(fn.event_shape), plates, num_values)
+
+
+def _kind(fn):
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__

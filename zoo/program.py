@@ -1,0 +1,80 @@
+"""`Program`: a plain Pyro function as a module that owns its parameters."""
+
+import weakref
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import nn
+from torch.distributions import transform_to
+
+
+class Program(nn.Module):
+    """A model or guide function with its `pyro.param` and `pyro.module` values held here.
+
+    Copies of a Program share nothing, and none of its values stays in Pyro's global store.
+    Parameters are found by running the function once; `reset_parameters` runs it again, so that
+    initial values which are drawn at random differ between seeds.
+    """
+
+    def __init__(self, function, *args):
+        super().__init__()
+        self.function = function
+        self.args = args
+        self.constraints = {}
+        self.values = nn.ParameterDict()
+        self.modules_at_start = {}
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Set every parameter to its initial value, drawn afresh where that is random."""
+        with torch.random.fork_rng(enabled=not self.values), pyro.get_param_store().scope() as _:
+            trace = poutine.trace(self.function).get_trace(*self.args)
+            store = pyro.get_param_store()
+            found = {
+                n: store._constraints[n] for n, s in trace.nodes.items() if s["type"] == "param"
+            }
+            for name, constraint in found.items():
+                self.constraints[name] = constraint
+                self._set(name, store._params[name].detach().clone())
+
+    def forward(self, *args, **kwargs):
+        with _Own(self):
+            return self.function(*args, **kwargs)
+
+    def constrained(self, name):
+        """The parameter of that name in its own space, differentiable."""
+        raw = self.values[_key(name)]
+        value = transform_to(self.constraints[name])(raw)
+        value.unconstrained = weakref.ref(raw)
+        return value
+
+    def _set(self, name, value):
+        # A network that the function closes over keeps what training left in it: every
+        # reset goes back to what it held when the Program was made.
+        if "$$$" in name:
+            value = self.modules_at_start.setdefault(name, value).clone()
+        key = _key(name)
+        if key in self.values:
+            with torch.no_grad():
+                self.values[key].copy_(value)
+        else:
+            self.values[key] = nn.Parameter(value)
+
+
+class _Own(Messenger):
+    """Answers every `param` message with the Program's own value."""
+
+    def __init__(self, program):
+        super().__init__()
+        self.program = program
+
+    def _pyro_param(self, message):
+        if message["name"] in self.program.constraints:
+            message["value"] = self.program.constrained(message["name"])
+            message["done"] = True
+
+
+def _key(name):
+    return name.replace(".", "__")
