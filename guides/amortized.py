@@ -16,7 +16,7 @@ from zoo.errors import require
 
 
 @guides.register
-def build(problem, family="auto", hidden=(200,)):
+def build(problem, family="auto", hidden=(100, 100)):
     """The guide; hidden: widths of the encoder's layers, () for a linear encoder."""
     require(
         all(isinstance(width, int) and width >= 1 for width in hidden),

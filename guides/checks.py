@@ -20,7 +20,7 @@ def check_sites(problem, guide):
     for name, (event_shape, plates) in found.items():
         require(
             name in wanted,
-            f"the guide has latent {name!r}, which the model has not; the model has {_list(wanted)}",
+            f"the guide has latent {name!r}, unknown to the model; the model has {_list(wanted)}",
         )
         latent = wanted[name]
         require(

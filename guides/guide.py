@@ -40,6 +40,11 @@ class Guide(PyroModule):
                 for latent in local:
                     self._sample(latent, sources[latent.name](rows, index))
 
+    @property
+    def tabular(self):
+        """Whether a local latent has a free row a datum, so that new data need new rows."""
+        return any(isinstance(source, Table) for source in self.sources.values())
+
     def rows(self, x, index=None):
         """The parameters of q for every row of x: {latent: (n, num_parameters)}."""
         rows = x if index is None else x[index]

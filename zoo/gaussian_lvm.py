@@ -80,7 +80,8 @@ def _posterior_parts(model, x):
 def log_evidence(model, x):
     """log p(x) of every row, (n,) nats; Woodbury identity, no d x d matrix is inverted.
 
-    log det(W W' + V) = log det M + log det V; the quadratic form loses |L^-1 W' V^-1 r|^2, L L' = M.
+    log det(W W' + V) = log det M + log det V; the quadratic form loses |L^-1 W' V^-1 r|^2, where
+    L L' = M and r = x - loc.
     """
     variance, precision, projected = _posterior_parts(model, x)
     lower = torch.linalg.cholesky(precision)

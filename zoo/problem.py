@@ -160,9 +160,9 @@ def sample_sites(trace):
 def _trace(model, x):
     """A trace of the model on the rows, after checking each observed value's support."""
     try:
-        with torch.random.fork_rng(), pyro.get_param_store().scope(), torch.no_grad():
-            with pyro.validation_enabled(False):
-                trace = poutine.trace(model).get_trace(x)
+        store = pyro.get_param_store().scope()
+        with torch.random.fork_rng([]), store, torch.no_grad(), pyro.validation_enabled(False):
+            trace = poutine.trace(model).get_trace(x)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ZooError(

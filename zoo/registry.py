@@ -24,7 +24,7 @@ class Registry:
         known = self._builds.get(path.stem)
         if known is not None and Path(inspect.getfile(known)).resolve() != path:
             raise ZooError(
-                f"{self.kind} {path.stem!r} is registered twice: {inspect.getfile(known)} and {path}"
+                f"{self.kind} {path.stem!r} is registered twice: {known.__module__} and {path}"
             )
         self._builds[path.stem] = build
         return build

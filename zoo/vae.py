@@ -109,8 +109,8 @@ def _truth(latent_dim):
 
 
 @zoo.register
-def build(data="digits", latent_dim=2, hidden=(200, 200), observations="bernoulli"):
-    """The problem; data as `zoo.data.as_dataset` takes it; hidden: widths of the decoder's layers."""
+def build(data="digits", latent_dim=2, hidden=(100, 100), observations="bernoulli"):
+    """The problem; data as `zoo.data.as_dataset` takes it; hidden: widths of decoder layers."""
     if observations not in OBSERVATIONS:
         raise unknown("observations", observations, OBSERVATIONS)
     data = as_dataset(data, binary=observations == "bernoulli")

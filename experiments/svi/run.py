@@ -10,6 +10,7 @@ from torch import nn
 from experiments.svi import checkpoint
 from experiments.svi.optimizer import JointAdam
 from zoo.errors import require
+from zoo.program import Program
 
 
 class Batches:
@@ -34,18 +35,21 @@ class Batches:
 class Run:
     """The state of one SVI run; `losses` are in nats a datum, `seconds` since the start."""
 
-    def __init__(self, problem, guide, config, seed, device):
-        torch.manual_seed(seed)
-        self.config, self.seed = config, seed
-        model, guide = deepcopy((problem.model, guide))
+    def __init__(self, model, guide, data, config, seed):
+        self.config, self.seed, self.data = config, seed, data
         self.modules = nn.ModuleDict({"model": model, "guide": guide})
-        reset(self.modules)
-        self.modules.to(device)
-        self.data = problem.data.train.to(device)
-        self.batches = Batches(len(self.data), config.batch_size, device)
+        self.batches = Batches(len(data), config.batch_size, data.device)
         self.optimizer = JointAdam(self.modules, config.learning_rate, config.row_learning_rate)
         self.losses, self.seconds, self.flats, self.finished = [], [], 0, False
         self._started = time.perf_counter()
+
+    @classmethod
+    def start(cls, problem, guide, config, seed, device):
+        """A run on copies of model and guide whose initial values are drawn by `seed`."""
+        torch.manual_seed(seed)
+        modules = nn.ModuleList(deepcopy([problem.model, as_module(guide, problem)]))
+        reset(modules)
+        return cls(*modules.to(device), problem.data.train.to(device), config, seed)
 
     @property
     def step(self):
@@ -101,6 +105,11 @@ class Run:
             "flats": self.flats,
             "finished": self.finished,
         }
+
+
+def as_module(guide, problem):
+    """The guide itself where it is a module, else its function as one."""
+    return guide if isinstance(guide, nn.Module) else Program(guide, problem.data.train)
 
 
 def load_modules(modules, tensors, path):

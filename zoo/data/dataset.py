@@ -74,7 +74,7 @@ def check_rows(rows, what, at_least=1):
     require(rows.dim() == 2, f"{what} data must be rows (n, d), got shape {tuple(rows.shape)}")
     require(
         len(rows) >= at_least,
-        f"{what} data has {len(rows)} row{'' if len(rows) == 1 else 's'}; needs at least {at_least}",
+        f"{what} data: {len(rows)} row{'' if len(rows) == 1 else 's'}, but at least {at_least} needed",
     )
     require(rows.shape[1] >= 1, f"{what} data has no columns")
     finite = torch.isfinite(rows)

@@ -1,0 +1,204 @@
+"""The command `zoo`: every bad argument ends with one line and exit status 2."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from zoo.errors import ZooError
+
+# Typer's base of usage errors, which it takes from click or from a copy of its own.
+ClickException = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    help="Latent variable models that know their own truth, and guides compared against it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Setting = Annotated[
+    list[str], typer.Option("--set", metavar="NAME=VALUE", help="A field of FitConfig; repeatable.")
+]
+Option = Annotated[
+    list[str],
+    typer.Option(
+        "--option", "-o", metavar="NAME=VALUE", help="An option of the model; repeatable."
+    ),
+]
+
+
+@app.command("list")
+def list_():
+    """List the models, guides, data sets and suites."""
+    import guides
+    import zoo
+    from experiments import settings
+    from zoo import data
+
+    for kind, names in (
+        ("models", zoo.names()),
+        ("guides", guides.names()),
+        ("data sets", data.names()),
+        ("suites", settings.suite_names()),
+    ):
+        print(f"{kind}: {', '.join(names)}")
+
+
+@app.command()
+def data(name: Annotated[str, typer.Argument(help="Name of a data set.")]):
+    """Fetch and prepare a data set, and describe it."""
+    from zoo import data
+
+    found = data.load(name)
+    parts = {"train": found.train, "valid": found.valid, "test": found.test}
+    print(f"{found.name}")
+    for part, rows in parts.items():
+        if rows is not None:
+            low, high, mean = rows.min().item(), rows.max().item(), rows.mean().item()
+            shape = " x ".join(map(str, rows.shape))
+            print(f"  {part}: {shape}, values from {low:g} to {high:g}, mean {mean:.5f}")
+    print(f"  image: {found.image_shape or 'no'}; labels: {found.train_labels is not None}")
+    print(f"  licence: {found.licence}\n  source: {found.source}")
+
+
+@app.command()
+def fit(
+    model: Annotated[str, typer.Argument(help="Name of a model, or a Python file.")],
+    guide: Annotated[str, typer.Argument(help="Name of a guide.")],
+    steps: int = 2000,
+    seeds: int = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints and posterior.nc.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints.")] = False,
+    device: Device = "auto",
+    option: Option = [],  # noqa: B006
+    setting: Setting = [],  # noqa: B006
+):
+    """Fit one guide to one model by SVI with Trace_ELBO."""
+    import experiments
+    import guides
+    import zoo
+    from experiments.settings import read_settings
+
+    problem = zoo.load(model, **read_settings(option))
+    with console.status(f"{problem.name}, {guide}: {seeds} x {steps} steps"):
+        found = experiments.fit(
+            problem,
+            guides.build(guide, problem),
+            steps=steps,
+            seeds=seeds,
+            device=device,
+            out=out,
+            resume=resume,
+            **read_settings(setting),
+        )
+    for seed, bound, losses in zip(found.seeds, found.elbo_per_datum, found.losses, strict=True):
+        print(f"seed {seed}: train ELBO {bound:.4f} nats a datum after {len(losses)} steps")
+    if out is not None:
+        from experiments.measure import bridge
+
+        bridge.write(found.to_datatree(), out / "posterior.nc")
+
+
+@app.command()
+def compare(
+    what: Annotated[
+        list[str] | None, typer.Argument(help="A suite, or models by name or Python file.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path(
+        "runs/card"
+    ),
+    guide: Annotated[list[str], typer.Option(help="A guide; repeatable.")] = [],  # noqa: B006
+    seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of every run.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    device: Device = "auto",
+    workers: Annotated[int, typer.Option(help="Processes; 0: the cores, 1 on a GPU.")] = 0,
+    setting: Setting = [],  # noqa: B006
+):
+    """Compare guides over models and seeds, with gaps and error bars."""
+    from experiments.compare import compare as run
+    from experiments.settings import read_settings, suite_names
+    from experiments.svi import device as devices
+
+    what = what or ["card"]
+    is_suite = len(what) == 1 and what[0] in suite_names()
+    fit_settings = read_settings(setting) | ({} if steps is None else {"steps": steps})
+    on_cpu = devices.resolve(device).type == "cpu"
+    with Bar() as bar:
+        found = run(
+            None if is_suite else what,
+            guide or None,
+            seeds,
+            out,
+            suite=what[0] if is_suite else "card",
+            device=device,
+            resume=resume,
+            workers=workers or (os.cpu_count() or 1 if on_cpu else 1),
+            watcher=bar,
+            fit=fit_settings,
+        )
+    print(found.table)
+    console.print(f"records, table, figures and posteriors: {out}")
+    if found.failed:
+        raise typer.Exit(1)
+
+
+class Bar(Progress):
+    """The progress bar of a comparison: one unit a run."""
+
+    def __init__(self):
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.1f}/{task.total} runs"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.fractions = {}
+
+    def begin(self, runs, done):
+        """Before the first run."""
+        self.fractions = {(run.label, run.seed): 1.0 for run in done}
+        self.task = self.add_task("compare", total=len(runs))
+        self._show("compare")
+
+    def step(self, run, step):
+        """A run has come to this step; its measures are the last tenth of its unit."""
+        self.fractions[run.label, run.seed] = 0.9 * step / run.fit.steps
+        self._show(f"{run.label}, seed {run.seed}")
+
+    def end(self, run, record):
+        """A run has ended."""
+        self.fractions[run.label, run.seed] = 1.0
+        self._show(f"{run.label}, seed {run.seed}")
+
+    def _show(self, words):
+        self.update(self.task, completed=sum(self.fractions.values()), description=words)
+
+
+def main(arguments=None):
+    """Run the command; returns nothing, exits with its status."""
+    try:
+        status = app(args=arguments, prog_name="zoo", standalone_mode=False)
+    except (ZooError, ClickException) as error:
+        message = error.format_message() if isinstance(error, ClickException) else str(error)
+        console.print(f"zoo: {message}", markup=False)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        console.print("zoo: interrupted; the same command with --resume goes on")
+        sys.exit(130)
+    sys.exit(status or 0)
+
+
+if __name__ == "__main__":
+    main()

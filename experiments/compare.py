@@ -1,0 +1,174 @@
+"""`compare`: models x guides x seeds, to records, tables and figures."""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import guides
+import zoo
+from experiments import pool, records, single
+from experiments.measure import bridge
+from experiments.report import write_report
+from experiments.settings import RunConfig, Suite, load_suite, plan
+from experiments.svi import checkpoint
+from experiments.svi import fit as svi_fit
+from experiments.svi.config import validated
+from zoo.errors import require
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison left: its folder, its records in the order of the plan, its table."""
+
+    folder: Path
+    records: list
+    table: str
+
+    @property
+    def failed(self):
+        """The records of runs that failed."""
+        return [record for record in self.records if record["status"] != "ok"]
+
+
+class Quiet:
+    """The watcher of a comparison that tells nobody; a progress bar has the same methods."""
+
+    def begin(self, runs, done):
+        """Before the first run."""
+
+    def step(self, run, step):
+        """A run has come to this step."""
+
+    def end(self, run, record):
+        """A run has ended."""
+
+
+def compare(
+    models=None,
+    guide_names=None,
+    seeds=None,
+    out="runs/card",
+    suite="card",
+    device="auto",
+    resume=False,
+    workers=1,
+    watcher=None,
+    **settings,
+):
+    """Fit every model with every guide and seed, and report how far each is from the truth.
+
+    models: names, Python files or Problems; guide_names: names; seeds: how many, or a list; each
+    the suite's where None.  settings: further fields of Suite (fit, model_options ...), each merged into the
+    suite's.  workers: processes; more than one needs models by name.  resume: go on in `out`.
+    Writes out/{records.jsonl, table.md, table.csv, figures/*.png} and a posterior.nc for each
+    model and guide.  Returns a Comparison.
+    Raises ZooError, before anything is written, for bad arguments.
+    """
+    given = {p.name: p for p in models or [] if isinstance(p, zoo.Problem)}
+    names = None if models is None else [m.name if m in given.values() else str(m) for m in models]
+    suite = _changed(
+        load_suite(suite), {"models": names, "guides": guide_names, "seeds": seeds}, settings
+    )
+    runs, problems = plan(suite, device, given)
+    require(workers >= 1, f"workers must be at least 1, got {workers}")
+    require(workers == 1 or not given, "problems made in Python run in one process: workers=1")
+    folder = Path(out)
+    done = _open(folder, runs, resume)
+    _execute(runs, problems, folder, done, workers, watcher or Quiet())
+    found = {records.key(record): record for record in records.read(folder / "records.jsonl")}
+    ordered = [found[_key(run)] for run in runs]
+    fits = _posteriors(problems, folder, ordered)
+    table = write_report(folder, suite.title, ordered, fits)
+    return Comparison(folder, ordered, table)
+
+
+def _changed(suite, chosen, settings):
+    """The suite with the caller's choices in place of its own."""
+    values = suite.model_dump() | {k: v for k, v in chosen.items() if v is not None}
+    for name, value in settings.items():
+        mergeable = isinstance(value, dict) and isinstance(values.get(name), dict)
+        values[name] = values[name] | value if mergeable else value
+    return validated(Suite, **values)
+
+
+def _open(folder, runs, resume):
+    """The keys of the runs that are recorded in the folder, which is made where it is not."""
+    require(not folder.exists() or folder.is_dir(), f"--out {folder} is a file; name a folder")
+    plan_file, planned = folder / "plan.json", [_key(run) for run in runs]
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        require(plan_file.exists(), f"{folder} is not empty and no comparison; name another --out")
+        require(resume, f"{folder} holds a comparison: go on with --resume, or name another --out")
+        require(
+            json.loads(plan_file.read_text()) == planned,
+            f"{folder} holds another comparison (other models, guides, seeds or settings); "
+            "name another --out",
+        )
+    svi_fit.prepare(folder)
+    checkpoint.write_bytes(plan_file, json.dumps(planned, indent=1).encode())
+    return {records.key(record) for record in records.read(folder / "records.jsonl")}
+
+
+def _key(run):
+    return records.key({"config": run.model_dump(mode="json")})
+
+
+def _execute(runs, problems, folder, done, workers, watcher):
+    """Run what is not recorded, and append a record for each."""
+    waiting = [run for run in runs if _key(run) not in done]
+    path = folder / "records.jsonl"
+    watcher.begin(runs, [run for run in runs if _key(run) in done])
+
+    def keep(run, record):
+        records.append(path, record)
+        watcher.end(run, record)
+
+    if workers > 1:
+        cores = os.cpu_count() or 1
+        lost = {"status": "failed", "error": "the process that ran it died, out of memory perhaps"}
+        pool.run_all(
+            waiting,
+            partial(_by_name, folder=folder),
+            workers,
+            max(1, cores // min(workers, len(runs))),
+            watcher.step,
+            keep,
+            lambda run: keep(run, single.identity(run) | lost),
+        )
+        return
+    for run in waiting:
+        problem = problems[Path(run.model).stem]
+        keep(run, single.run(run, problem, folder, partial(watcher.step, run)))
+
+
+def _by_name(run, report, folder):
+    """A run in a worker process, which loads the problem itself."""
+    problem = _load(run.model, json.dumps(run.model_options))
+    return single.run(run, problem, folder, report)
+
+
+@cache
+def _load(model, options):
+    return zoo.load(model, **json.loads(options))
+
+
+def _posteriors(problems, folder, ordered):
+    """The Fit of every model and guide that has finished seeds, with its posterior.nc written."""
+    fits = {}
+    for record in ordered:
+        label, seeds = record["label"], finished_seeds(ordered, record["label"])
+        if label not in fits and seeds:
+            config = RunConfig(**record["config"])
+            problem = problems[Path(config.model).stem]
+            guide = guides.build(config.guide, problem, **config.guide_options)
+            fits[label] = svi_fit.load(problem, guide, folder / label, seeds)
+            path = folder / label / "posterior.nc"
+            if not path.exists():
+                bridge.write(fits[label].to_datatree(config.num_draws), path)
+    return fits
+
+
+def finished_seeds(ordered, label):
+    """Seeds of the runs of that label that did not fail."""
+    return [r["seed"] for r in ordered if r["label"] == label and r["status"] == "ok"]

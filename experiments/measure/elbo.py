@@ -1,0 +1,110 @@
+"""Draws from a guide with their log p and log q, and the bound that they estimate."""
+
+import math
+from dataclasses import dataclass
+
+import pyro
+import torch
+from pyro import poutine
+
+from experiments.svi.loop import isolated
+from zoo.problem import sample_sites
+
+CELLS_AT_ONCE = 60_000  # draws x data in one pass, which bounds the memory
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of a guide's latents for n data, and the log densities at them, in nats.
+
+    latents: {name: (draws, n, ...)}, without n outside the plate.
+    log_p, log_q: (draws, n), each datum's own terms; shared_log_p, shared_log_q: (draws,), the
+    terms outside the plate.  log_likelihood: {observed site: (draws, n)}.
+    """
+
+    latents: dict
+    log_p: torch.Tensor
+    log_q: torch.Tensor
+    shared_log_p: torch.Tensor
+    shared_log_q: torch.Tensor
+    log_likelihood: dict
+
+    @property
+    def log_weight(self):
+        """log p - log q of every draw and datum: (draws, n)."""
+        return self.log_p - self.log_q
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A Monte Carlo estimate and its standard error."""
+
+    value: float
+    se: float
+
+
+@torch.no_grad()
+def draw(model, guide, x, num_draws, seed=0):
+    """`num_draws` draws of the guide for all rows x (n, d), by a random stream of their own."""
+    at_once = max(1, CELLS_AT_ONCE // len(x))
+    gpus = [x.device] if x.is_cuda else []
+    with torch.random.fork_rng(gpus), isolated():
+        torch.manual_seed(seed)
+        sizes = [min(at_once, num_draws - done) for done in range(0, num_draws, at_once)]
+        return _join([_draw(model, guide, x, size) for size in sizes])
+
+
+def elbo(draws):
+    """The bound divided by the number of data, nats, with its standard error over draws."""
+    num_data = draws.log_p.shape[1]
+    shared = draws.shared_log_p - draws.shared_log_q
+    bounds = (draws.log_weight.double().sum(1) + shared) / num_data
+    se = bounds.std().item() / math.sqrt(len(bounds)) if len(bounds) > 1 else math.nan
+    return Estimate(bounds.mean().item(), se)
+
+
+def _draw(model, guide, x, size):
+    def vectorized(program):
+        with pyro.plate("draws", size, dim=-2):
+            return program(x)
+
+    guide_trace = poutine.trace(vectorized).get_trace(guide)
+    replayed = poutine.replay(vectorized, trace=guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(model)
+    model_trace.compute_log_prob()
+    guide_trace.compute_log_prob()
+    shape = (size, len(x))
+    latents, likelihood = {}, {}
+    for site in sample_sites(model_trace):
+        if site["is_observed"]:
+            likelihood[site["name"]] = site["log_prob"].expand(shape)
+        else:
+            local = any(f.name != "draws" for f in site["cond_indep_stack"] if f.vectorized)
+            value = site["value"]
+            latents[site["name"]] = value if local else value.squeeze(1)
+    log_p, shared_log_p = _sums(model_trace, shape)
+    log_q, shared_log_q = _sums(guide_trace, shape)
+    return Draws(latents, log_p, log_q, shared_log_p, shared_log_q, likelihood)
+
+
+def _sums(trace, shape):
+    """The log densities of a trace's sites inside the plate, (draws, n), and outside, (draws,)."""
+    inside, outside = torch.zeros(shape), torch.zeros(shape[0])
+    for site in sample_sites(trace):
+        log_prob = site["log_prob"]
+        inside, outside = inside.to(log_prob), outside.to(log_prob)
+        if any(f.name != "draws" for f in site["cond_indep_stack"] if f.vectorized):
+            inside = inside + log_prob
+        else:
+            outside = outside + log_prob.reshape(shape[0])
+    return inside, outside
+
+
+def _join(parts):
+    def cat(field):
+        values = [getattr(part, field) for part in parts]
+        if isinstance(values[0], dict):
+            return {name: torch.cat([value[name] for value in values]) for name in values[0]}
+        return torch.cat(values)
+
+    return Draws(*(cat(field) for field in Draws.__dataclass_fields__))

@@ -1,0 +1,76 @@
+"""Records: one JSON line a run, appended whole; a line cut short by a crash is dropped."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from zoo.errors import ZooError
+
+PACKAGES = ("torch", "pyro-ppl", "numpy", "arviz", "latent-zoo")
+
+
+def read(path):
+    """The records in a file, in order; none where there is no file.
+
+    A last line without its end is what a killed writer left: it is cut off the file.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(path, len(whole))
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise ZooError(f"{path} is no file of records: {error}") from error
+
+
+def append(path, record):
+    """Add a record to a file, and see it on the disk."""
+    line = json.dumps(_finite(record), sort_keys=True) + "\n"
+    with open(path, "ab") as file:
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def key(record):
+    """What makes a run itself: its resolved config, as text."""
+    return json.dumps(record["config"], sort_keys=True)
+
+
+@cache
+def environment(device_name):
+    """Commit, versions and device of this process."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "device": device_name,
+    }
+
+
+def _git(*arguments):
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _finite(value):
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,191 @@
+"""The figures of a comparison; each function draws one, and leaves it out where it has no sense."""
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+import torch
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from experiments.report.table import rows
+
+GUIDE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.bbox": "tight",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def draw_figures(folder, records, fits):
+    """Draw what the records and the fits allow, as PNG files into the folder."""
+    folder.mkdir(exist_ok=True)
+    done = [record for record in records if record["status"] == "ok"]
+    if not done:
+        return
+    with mpl.rc_context(STYLE):
+        _save(bounds(done), folder / "elbo.png")
+        _save(gap_bars(done), folder / "gaps.png")
+        for model, group in _by_model(fits).items():
+            _save(latent_plane(model, group), folder / f"{model}-latent-plane.png")
+            _save(pictures(model, group), folder / f"{model}-pictures.png")
+
+
+def bounds(records):
+    """The bound during training against steps and against seconds, with bands over seeds."""
+    models = list(dict.fromkeys(_model(record) for record in records))
+    figure, axes = plt.subplots(
+        len(models), 2, figsize=(8, 2.3 * len(models)), squeeze=False, sharey="row"
+    )
+    for (left, right), model in zip(axes, models, strict=True):
+        group = [record for record in records if _model(record) == model]
+        for guide, color in _colors(r["config"]["guide"] for r in records).items():
+            runs = [r["trace"] for r in group if r["config"]["guide"] == guide]
+            if runs:
+                _band(left, runs, "step", guide, color)
+                _band(right, runs, "seconds", guide, color)
+        lowest = min(v for r in group for v in r["trace"]["elbo_per_datum"][_skip(r["trace"]) :])
+        left.set(ylabel="ELBO, nats a datum", title=model, xlabel="step", ylim=(lowest, None))
+        right.set(xlabel="seconds")
+    axes[0, 0].legend()
+    figure.suptitle("Bound on the training data; line: mean over seeds, band: their range")
+    figure.tight_layout()
+    return figure
+
+
+def _skip(trace):
+    """Stretches at the start that would squeeze the rest of the curve into a line."""
+    return len(trace["step"]) // 20
+
+
+def _band(axis, runs, against, guide, color):
+    length = min(len(run["step"]) for run in runs)
+    x = np.mean([run[against][:length] for run in runs], axis=0)
+    y = np.array([run["elbo_per_datum"][:length] for run in runs])
+    axis.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.25, linewidth=0)
+    axis.plot(x, y.mean(0), color=color, label=guide, linewidth=1.2)
+
+
+def gap_bars(records):
+    """Approximation and amortization gap as stacked bars; None where no evidence is known."""
+    known = [row for row in rows(records) if row["approximation gap"] is not None]
+    if not known:
+        return None
+    figure, axis = plt.subplots(figsize=(8, 0.45 * len(known) + 1.4))
+    names = [f"{row['model']}, {row['guide']}" for row in known]
+    left = np.zeros(len(known))
+    for column, color in (("approximation gap", "#56b4e9"), ("amortization gap", "#e69f00")):
+        width = np.array([max(row[column][0], 0) for row in known])
+        axis.barh(names, width, left=left, color=color, label=column)
+        left += width
+    errors = [row["total gap"][1] or 0 for row in known]
+    axis.errorbar(left, names, xerr=errors, fmt="none", color="black", capsize=3)
+    for name, row, end in zip(names, known, left, strict=True):
+        offset = (row["total gap"][1] or 0) + 0.01 * left.max()
+        axis.text(end + offset, name, f" {row['total gap'][0]:.3f}", va="center")
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.set(
+        xlabel="held-out gap to the exact log evidence, nats a datum (bar end: ± se over seeds)"
+    )
+    axis.legend(loc="lower right")
+    return figure
+
+
+def latent_plane(model, group):
+    """Posterior means of a plane of latents by class, a panel a guide; None for other models."""
+    first = next(iter(group.values())).problem
+    planes = [latent.name for latent in first.latents if latent.event_shape == (2,)]
+    if not planes or first.data.train_labels is None:
+        return None
+    figure, axes = plt.subplots(1, len(group), figsize=(4.2 * len(group), 4), squeeze=False)
+    for axis, (guide, fit) in zip(axes[0], group.items(), strict=True):
+        mean = fit.draws(100)[planes[0]][0].mean(0)
+        points = axis.scatter(*mean.T, c=first.data.train_labels, cmap="tab10", s=6, linewidth=0)
+        axis.set(title=guide, aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
+    figure.colorbar(points, ax=axes, label="class", shrink=0.7)
+    figure.suptitle(f"{model}: posterior means of the training data, seed {fit.seeds[0]}")
+    return figure
+
+
+@torch.no_grad()
+def pictures(model, group, columns=12):
+    """Data, reconstructions and prior draws as images; None where rows are no images."""
+    first = next(iter(group.values())).problem
+    if first.data.image_shape is None or first.predictive_mean is None:
+        return None
+    lines = {"data": first.data.train[:columns]}
+    for guide, fit in group.items():
+        problem = fit.problems[0]
+        latents = {name: draws[0] for name, draws in fit.draws(100).items()}
+        latents = {name: draws[:, :columns] for name, draws in latents.items()}
+        lines[f"reconstruction,\n{guide}"] = problem.predictive_mean(problem.model, **latents).mean(
+            0
+        )
+        lines[f"prior draws,\n{guide}"] = _prior_means(problem, columns)
+    figure, axes = plt.subplots(len(lines), 1, figsize=(8, 0.85 * len(lines) + 0.3))
+    for axis, (name, images) in zip(axes, lines.items(), strict=True):
+        strip = _strip(images, first.data.image_shape)
+        axis.imshow(strip, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(name, rotation=0, ha="right", va="center")
+        axis.spines[:].set_visible(False)
+    figure.suptitle(f"{model}: expected pixels, seed {fit.seeds[0]}")
+    figure.tight_layout()
+    return figure
+
+
+def _prior_means(problem, count):
+    """E[x given z] at draws of the latents from the prior: (count, d)."""
+    import pyro
+    from pyro import poutine
+
+    from experiments.svi.loop import isolated
+
+    def several():
+        with pyro.plate("draws", count, dim=-2):
+            problem.model()
+
+    with torch.random.fork_rng(), isolated():
+        torch.manual_seed(0)
+        trace = poutine.trace(several).get_trace()
+    latents = {latent.name: trace.nodes[latent.name]["value"] for latent in problem.latents}
+    return problem.predictive_mean(problem.model, **latents).reshape(count, -1)
+
+
+def _strip(images, shape):
+    """Images (m, d) side by side with a gap of one pixel."""
+    height, width = shape
+    blocks = np.full((height, len(images) * (width + 1) - 1), math.nan)
+    for i, image in enumerate(images.reshape(-1, height, width).numpy()):
+        blocks[:, i * (width + 1) : i * (width + 1) + width] = image
+    return blocks
+
+
+def _save(figure, path):
+    if figure is not None:
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def _by_model(fits):
+    """{model: {guide: Fit}} of fits by label."""
+    found = {}
+    for label, fit in fits.items():
+        model = fit.problem.name
+        found.setdefault(model, {})[label.removeprefix(f"{model}-")] = fit
+    return found
+
+
+def _model(record):
+    return record["label"].removesuffix(f"-{record['config']['guide']}")
+
+
+def _colors(guides):
+    names = list(dict.fromkeys(guides))
+    return {name: GUIDE_COLORS[i % len(GUIDE_COLORS)] for i, name in enumerate(names)}

@@ -1,0 +1,135 @@
+"""What a comparison is: suites as data, and the plan of runs that a suite stands for."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+from pydantic import Field
+
+import guides
+import zoo
+from experiments.svi import device as devices
+from experiments.svi.config import FitConfig, Settings, validated
+from experiments.svi.estimators import resolve
+from experiments.svi.fit import seed_list
+from zoo.errors import ZooError, require, unknown
+
+
+class Suite(Settings):
+    """Models x guides x seeds with their settings, as a TOML file in experiments/suites says it.
+
+    fit: fields of FitConfig; fit_for, model_options, guide_options: by name of model or guide.
+    """
+
+    title: str = "Comparison"
+    models: list[str] = Field(min_length=1)
+    guides: list[str] = Field(min_length=1)
+    seeds: int | list[int] = 5
+    num_draws: int = Field(100, ge=2)
+    """Draws of each posterior for the bound and for posterior.nc."""
+    fit: dict = {}
+    fit_for: dict[str, dict] = {}
+    model_options: dict[str, dict] = {}
+    guide_options: dict[str, dict] = {}
+
+
+class RunConfig(Settings):
+    """One run, everything resolved: what a record repeats word for word."""
+
+    model: str
+    model_options: dict = {}
+    guide: str
+    guide_options: dict = {}
+    seed: int
+    device: str
+    num_draws: int
+    fit: FitConfig
+
+    @property
+    def label(self):
+        """Name of the run without its seed, and of its folder: model-guide."""
+        return f"{Path(self.model).stem}-{self.guide}"
+
+
+def suite_names():
+    """Sorted names of the suites."""
+    return sorted(path.stem for path in _suite_files())
+
+
+def load_suite(name):
+    """The suite of that name.  Raises ZooError for an unknown one."""
+    for path in _suite_files():
+        if path.stem == name:
+            return validated(Suite, **tomllib.loads(path.read_text()))
+    raise unknown("suite", name, suite_names())
+
+
+def plan(suite, device="auto", problems=None):
+    """(runs, problems): the RunConfig of every run, and each model's problem by name.
+
+    problems: those that the caller made; the others are loaded.  Every name, option and pair is
+    checked here, before anything is written.
+    """
+    problems = dict(problems or {})
+    device = str(devices.resolve(device))
+    for where in (suite.fit_for, suite.model_options):
+        _known("model", where, {Path(model).stem for model in suite.models}, zoo.names())
+    _known("guide", suite.guide_options, set(suite.guides), guides.names())
+    runs = []
+    for model in suite.models:
+        name = Path(model).stem
+        options = suite.model_options.get(name, {})
+        if name not in problems:
+            problems[name] = zoo.load(model, **options)
+        fit = validated(FitConfig, **(suite.fit | suite.fit_for.get(name, {})))
+        fit = resolve(fit, problems[name])
+        for guide in suite.guides:
+            guide_options = suite.guide_options.get(guide, {})
+            guides.build(guide, problems[name], **guide_options)
+            runs += [
+                RunConfig(
+                    model=model,
+                    model_options=options,
+                    guide=guide,
+                    guide_options=guide_options,
+                    seed=seed,
+                    device=device,
+                    num_draws=suite.num_draws,
+                    fit=fit,
+                )
+                for seed in seed_list(suite.seeds)
+            ]
+    labels = [(run.label, run.seed) for run in runs]
+    require(len(set(labels)) == len(labels), "a model or guide is named twice in the comparison")
+    return runs, problems
+
+
+def _known(kind, settings, here, registered):
+    """Refuse settings for a model or guide that exists nowhere."""
+    for name in settings:
+        if name not in here and name not in registered:
+            raise unknown(kind, name, sorted(here | set(registered)))
+
+
+def _suite_files():
+    folder = resources.files("experiments.suites")
+    return [path for path in folder.iterdir() if path.name.endswith(".toml")]
+
+
+def read_value(text):
+    """A setting as a person types it: TOML where it reads as TOML, else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def read_settings(pairs):
+    """{name: value} of texts `name=value`."""
+    settings = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign or not name:
+            raise ZooError(f"expected name=value, got {pair!r}")
+        settings[name] = read_value(text)
+    return settings

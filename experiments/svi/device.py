@@ -1,0 +1,46 @@
+"""Which device a run takes, and how much memory it took there."""
+
+import resource
+
+import torch
+
+from zoo.errors import ZooError, require
+
+
+def resolve(device):
+    """A torch device: "auto" is the CUDA GPU where there is one, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ZooError(f"unknown device {device!r}; known: auto, cpu, cuda, cuda:N") from error
+    require(
+        device.type in ("cpu", "cuda"), f"unknown device {device}; known: auto, cpu, cuda, cuda:N"
+    )
+    if device.type == "cuda":
+        require(torch.cuda.is_available(), "device cuda asked for, but torch sees no CUDA GPU here")
+        require(
+            (device.index or 0) < torch.cuda.device_count(),
+            f"device {device} asked for, but there are {torch.cuda.device_count()} CUDA GPUs",
+        )
+    return device
+
+
+def name(device):
+    """The device's name as a person knows it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo") as file:
+            models = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
+        return models[0]
+    except (OSError, IndexError):
+        return "CPU"
+
+
+def peak_memory(device):
+    """Largest memory in bytes: of the GPU's tensors, or of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

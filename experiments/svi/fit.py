@@ -1,0 +1,190 @@
+"""`fit`: SVI for every seed; `Fit`: what came of it."""
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from experiments.measure import elbo as measure_elbo
+from experiments.svi import checkpoint
+from experiments.svi import device as devices
+from experiments.svi.config import FitConfig, validated
+from experiments.svi.estimators import resolve
+from experiments.svi.interrupt import Interrupted, noticing
+from experiments.svi.loop import train
+from experiments.svi.run import Run, as_module, load_modules
+from guides.checks import check_sites
+from zoo.errors import require
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fitted models and guides, one of each a seed.
+
+    losses and seconds: for each seed a tensor (steps,): loss in nats a datum, seconds since start.
+    """
+
+    problem: object
+    config: FitConfig
+    seeds: tuple[int, ...]
+    models: tuple[nn.Module, ...]
+    guides: tuple[nn.Module, ...]
+    losses: tuple[torch.Tensor, ...]
+    seconds: tuple[torch.Tensor, ...]
+
+    @property
+    def problems(self):
+        """The problem under each seed's fitted parameters."""
+        return [self.problem.having(model=model) for model in self.models]
+
+    @property
+    def history(self):
+        """Estimate of the bound at every step, nats a datum: (seeds, steps), NaN after a stop."""
+        bounds = [-losses for losses in self.losses]
+        return nn.utils.rnn.pad_sequence(bounds, batch_first=True, padding_value=float("nan"))
+
+    @cached_property
+    def elbo(self):
+        """The bound on the training data, nats, from 100 fresh draws: (seeds,)."""
+        return self.elbo_per_datum * len(self.problem.data.train)
+
+    @cached_property
+    def elbo_per_datum(self):
+        """The same divided by the number of data: (seeds,)."""
+        bounds = [measure_elbo.elbo(d).value for d in self._draws(100)]
+        return torch.tensor(bounds)
+
+    def draws(self, num_draws):
+        """Draws of every latent from the guides: {name: (seeds, num_draws, n, ...)}."""
+        each = [draws.latents for draws in self._draws(num_draws)]
+        return {name: torch.stack([latents[name] for latents in each]) for name in each[0]}
+
+    def log_evidence(self, x):
+        """Exact log p(x) under each seed's parameters: (seeds, n) nats; see Problem."""
+        return torch.stack([problem.log_evidence(x) for problem in self.problems])
+
+    def posterior(self, x):
+        """Exact posterior under each seed's parameters: a list of distributions; see Problem."""
+        return [problem.posterior(x) for problem in self.problems]
+
+    def to_datatree(self, num_draws=100):
+        """An ArviZ tree whose chains are the seeds; see experiments.measure.bridge."""
+        from experiments.measure.bridge import to_datatree
+
+        return to_datatree(self, num_draws)
+
+    def _draws(self, num_draws):
+        x = self.problem.data.train
+        pairs = zip(self.models, self.guides, strict=True)
+        return [measure_elbo.draw(model, guide, x, num_draws) for model, guide in pairs]
+
+
+def fit(problem, guide, steps=2000, seeds=1, device="auto", out=None, resume=False, **options):
+    """Fit a guide and the model's parameters by SVI with Trace_ELBO, once for every seed.
+
+    guide: from `guides.build`, or any Pyro guide `guide(x, index=None)`.  seeds: how many, or a
+    list of them.  device: "auto", "cpu" or "cuda".  out: folder for checkpoints, from which
+    `resume=True` goes on.  options: further fields of FitConfig.
+    Raises ZooError for bad arguments or an unfit guide, FitError where the loss is not finite.
+    """
+    config = resolve(validated(FitConfig, steps=steps, **options), problem)
+    device, seeds = devices.resolve(device), seed_list(seeds)
+    check_sites(problem, as_module(guide, problem))
+    runs = [fit_seed(problem, guide, config, seed, device, out, resume) for seed in seeds]
+    return collect(problem, config, runs)
+
+
+def fit_seed(problem, guide, config, seed, device, out=None, resume=False, report=None):
+    """One finished run, from its checkpoint in `out` where `resume` is set and there is one.
+
+    report(step) is called after every step.  Raises Interrupted on SIGINT or SIGTERM, after a
+    checkpoint.  torch's random state is left as it was.
+    """
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus), noticing() as interrupted:
+        run = Run.start(problem, guide, config, seed, device)
+        path = None if out is None else Path(out) / f"seed-{seed}.safetensors"
+        if path is not None:
+            prepare(path.parent)
+            if resume and path.exists():
+                run.load(path)
+        if not run.finished:
+            train(run, problem, Saver(path, config.checkpoint_seconds, interrupted, report))
+        return run
+
+
+class Saver:
+    """Called after every step: saves the run when it is time, finished, or to be interrupted."""
+
+    def __init__(self, path, every, interrupted, report):
+        self.path, self.every, self.interrupted, self.report = path, every, interrupted, report
+        self.last = time.monotonic()
+
+    def __call__(self, run):
+        stop = self.interrupted()
+        due = time.monotonic() - self.last > self.every
+        if self.path is not None and (due or stop or run.finished):
+            run.save(self.path)
+            self.last = time.monotonic()
+        if self.report is not None:
+            self.report(run.step)
+        if stop:
+            raise Interrupted
+
+
+def collect(problem, config, runs):
+    """The Fit of finished runs of one problem and config, on the CPU."""
+    return Fit(
+        problem,
+        config,
+        tuple(run.seed for run in runs),
+        tuple(run.modules["model"].cpu() for run in runs),
+        tuple(run.modules["guide"].cpu() for run in runs),
+        tuple(torch.tensor(run.losses) for run in runs),
+        tuple(torch.tensor(run.seconds) for run in runs),
+    )
+
+
+def load(problem, guide, folder, seeds):
+    """The Fit whose finished checkpoints stand in `folder`.
+
+    Raises ZooError where a checkpoint is missing, damaged, or of another model or guide.
+    """
+    runs, config = [], None
+    for seed in seed_list(seeds):
+        path = Path(folder) / f"seed-{seed}.safetensors"
+        tensors, facts = checkpoint.read(path)
+        require({"config", "seed"} <= set(facts), f"{path} is no checkpoint of a run")
+        config = validated(FitConfig, **facts["config"])
+        with torch.random.fork_rng():
+            run = Run.start(problem, guide, config, seed, torch.device("cpu"))
+        load_modules(run.modules, tensors, path)
+        run.losses, run.seconds = tensors["losses"].tolist(), tensors["seconds"].tolist()
+        runs.append(run)
+    return collect(problem, config, runs)
+
+
+def seed_list(seeds):
+    """(0, ..., seeds - 1) for a number, the seeds themselves for a list."""
+    if isinstance(seeds, int):
+        require(seeds >= 1, f"seeds must be at least 1, got {seeds}")
+        return tuple(range(seeds))
+    seeds = tuple(seeds)
+    good = seeds and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
+    require(good, f"seeds must be a number or a list of whole numbers from 0, got {seeds!r}")
+    require(len(set(seeds)) == len(seeds), f"seeds must differ, got {seeds!r}")
+    return seeds
+
+
+def prepare(folder):
+    """Make a folder for output, or say in one line why it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        require(False, f"cannot write to {folder}: {error.strerror}")
