@@ -37,7 +37,7 @@ def check_sites(problem, guide):
 
 def _latent_sites(guide, x):
     try:
-        with torch.random.fork_rng(), pyro.get_param_store().scope(), torch.no_grad():
+        with torch.random.fork_rng([]), pyro.get_param_store().scope(), torch.no_grad():
             trace = poutine.trace(guide).get_trace(x)
     except ZooError:
         raise

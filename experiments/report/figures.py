@@ -151,7 +151,7 @@ def _prior_means(problem, count):
         with pyro.plate("draws", count, dim=-2):
             problem.model()
 
-    with torch.random.fork_rng(), isolated():
+    with torch.random.fork_rng([]), isolated():
         torch.manual_seed(0)
         trace = poutine.trace(several).get_trace()
     latents = {latent.name: trace.nodes[latent.name]["value"] for latent in problem.latents}

@@ -159,7 +159,7 @@ def load(problem, guide, folder, seeds):
         tensors, facts = checkpoint.read(path)
         require({"config", "seed"} <= set(facts), f"{path} is no checkpoint of a run")
         config = validated(FitConfig, **facts["config"])
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([]):
             run = Run.start(problem, guide, config, seed, torch.device("cpu"))
         load_modules(run.modules, tensors, path)
         run.losses, run.seconds = tensors["losses"].tolist(), tensors["seconds"].tolist()

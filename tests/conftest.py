@@ -1,0 +1,64 @@
+"""Shared fixtures; in CI a skipped test is a failure."""
+
+import os
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+import guides
+import zoo
+from zoo.data import files
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+if "ZOO_DATA" not in os.environ and SHARED_DATA.is_dir():
+    os.environ["ZOO_DATA"] = str(SHARED_DATA)
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what this machine cannot run: GPU tests without a GPU."""
+    if not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("gpu")])
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def pytest_runtest_setup(item):
+    missing = [name for name in files.registry() if not (files.folder() / name).exists()]
+    if item.get_closest_marker("data") and missing:
+        pytest.skip(f"needs the public data files; set ZOO_DATA ({missing[0]} is missing)")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter and reporter.stats.get("skipped") and exitstatus == 0:
+        session.exitstatus = 1
+
+
+@pytest.fixture(autouse=True)
+def clean_pyro():
+    """Every test starts from the same seed and an empty parameter store."""
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+
+
+@pytest.fixture(params=zoo.names())
+def problem(request):
+    """Every registered problem, as built."""
+    return zoo.load(request.param)
+
+
+@pytest.fixture(params=guides.names())
+def guide_name(request):
+    """Name of every registered guide."""
+    return request.param
+
+
+@pytest.fixture
+def double():
+    """float64 everywhere."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -1,0 +1,147 @@
+"""Every registered guide with every registered model, and with latents of other supports."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+
+import guides
+import zoo
+from guides.checks import check_sites
+
+
+def test_sites_match_the_model(problem, guide_name):
+    check_sites(problem, guides.build(guide_name, problem))
+
+
+def test_guide_is_usable_with_plain_pyro(problem, guide_name):
+    """SVI as Pyro's own users write it; loss falls; the last, shorter minibatch works."""
+    guide = guides.build(guide_name, problem)
+    discrete = problem.latents[0].support.is_discrete
+    elbo = TraceEnum_ELBO(max_plate_nesting=1) if discrete else Trace_ELBO()
+    optimizer = pyro.optim.PyroOptim(torch.optim.SGD, {"lr": 1e-6})
+    svi = SVI(problem.model, config_enumerate(guide) if discrete else guide, optimizer, elbo)
+    x = problem.data.train[:50]
+    whole = guides.build("mean_field", problem.having(data=zoo.data.as_dataset(x)))
+    guide = whole if guide.tabular else guide
+    svi = SVI(problem.model, config_enumerate(guide) if discrete else guide, optimizer, elbo)
+    losses = [svi.step(x, batch) for batch in torch.arange(50).split(20)]
+    assert all(abs(loss) < 1e5 for loss in losses)
+    assert all(torch.isfinite(value).all() for value in pyro.get_param_store().values())
+
+
+def test_batch_row_equals_single_row(problem, guide_name):
+    guide = guides.build(guide_name, problem)
+    x = problem.data.train
+    with torch.no_grad():
+        every = guide.rows(x)["z"]
+        some = guide.rows(x, torch.tensor([5, 900]))["z"]
+    torch.testing.assert_close(every[[5, 900]], some)
+
+
+def test_table_gradient_touches_the_batch_only():
+    problem = zoo.load("gaussian_lvm")
+    guide = guides.build("mean_field", problem)
+    index = torch.tensor([3, 7, 3])
+    guide.rows(problem.data.train, index)["z"].sum().backward()
+    gradient = guide.sources["z"].rows.weight.grad
+    assert gradient.is_sparse
+    assert set(gradient.coalesce().indices().flatten().tolist()) == {3, 7}
+
+
+def test_table_refuses_other_data():
+    problem = zoo.load("gaussian_lvm")
+    with pytest.raises(zoo.ZooError, match="1347 rows, the data 450"):
+        guides.build("mean_field", problem)(problem.data.test)
+
+
+def test_encoder_uses_its_input_and_table_does_not():
+    problem = zoo.load("vae")
+    x = problem.data.train
+    table, encoder = (guides.build(name, problem) for name in ("mean_field", "amortized"))
+    with torch.no_grad():
+        assert torch.equal(table.rows(x)["z"], table.rows(1 - x)["z"])
+        assert not torch.equal(encoder.rows(x)["z"], encoder.rows(1 - x)["z"])
+
+
+SUPPORTED = {
+    "real": (dist.Normal(0.0, 1.0), ()),
+    "vector": (dist.Normal(torch.zeros(3), 1.0).to_event(1), (3,)),
+    "positive": (dist.Gamma(2.0, 1.0), ()),
+    "interval": (dist.Beta(2.0, 3.0), ()),
+    "simplex": (dist.Dirichlet(torch.ones(4)), (4,)),
+    "matrix": (dist.Normal(torch.zeros(2, 3), 1.0).to_event(2), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("support", SUPPORTED)
+@pytest.mark.parametrize("local", [True, False])
+def test_own_models_of_any_continuous_support(support, local, guide_name):
+    """log q integrates the transform: compared with a density built by hand from the rows."""
+    prior, event_shape = SUPPORTED[support]
+
+    def model(x=None, index=None):
+        z = None if local else pyro.sample("z", prior)
+        with zoo.datum(x, index) as rows:
+            z = pyro.sample("z", prior) if local else z
+            mean = z.reshape(*z.shape[: z.dim() - len(event_shape)], -1).sum(-1)
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=None if rows is None else rows[:, 0])
+
+    problem = zoo.Problem(model, zoo.data.as_dataset(torch.randn(6, 1)))
+    guide = guides.build(guide_name, problem)
+    check_sites(problem, guide)
+    trace = poutine.trace(guide).get_trace(problem.data.train)
+    trace.compute_log_prob()
+    z = trace.nodes["z"]["value"]
+    assert z.shape == ((6,) if local else ()) + event_shape
+    assert prior.support.check(z).all()
+    transform = torch.distributions.biject_to(prior.support)
+    raw = transform.inv(z)
+    rows = guide.rows(problem.data.train)["z"] if local else guide.sources["z"].row
+    loc, log_scale = rows.chunk(2, -1)
+    raw_flat = raw.reshape(*loc.shape)
+    by_hand = dist.Normal(loc, log_scale.exp()).log_prob(raw_flat).sum(-1)
+    jacobian = transform.log_abs_det_jacobian(raw, z)
+    jacobian = jacobian.reshape(*by_hand.shape, -1).sum(-1) if jacobian.shape else jacobian
+    torch.testing.assert_close(trace.nodes["z"]["log_prob"], by_hand - jacobian, rtol=1e-4, atol=1e-4)
+
+
+def test_unsuitable_latents_are_refused_by_what_they_are(guide_name):
+    def counts(x=None, index=None):
+        with zoo.datum(x, index) as rows:
+            z = pyro.sample("z", dist.Poisson(3.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=None if rows is None else rows[:, 0])
+
+    problem = zoo.Problem(counts, zoo.data.as_dataset(torch.randn(6, 1)))
+    with pytest.raises(zoo.ZooError, match="categorical does not suit latent 'z'"):
+        guides.build(guide_name, problem)
+    with pytest.raises(zoo.ZooError, match="it is discrete"):
+        guides.build(guide_name, problem, family="diagonal_normal")
+    with pytest.raises(zoo.ZooError, match="categorical does not suit"):
+        guides.build(guide_name, zoo.load("vae"), family="categorical")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "inside", "message"),
+    [
+        ("w", (2,), True, "misses latent 'z'"),
+        ("z", (3,), True, "event shape"),
+        ("z", (2,), False, "stands in plates none"),
+        ("both", (2,), True, "latent 'w', unknown to the model"),
+    ],
+)
+def test_a_wrong_guide_is_refused_before_it_is_fitted(name, shape, inside, message):
+    import experiments
+
+    def guide(x=None, index=None):
+        if not inside:
+            pyro.sample(name, dist.Normal(torch.zeros(shape), 1.0).to_event(1))
+            return
+        with zoo.datum(x, index):
+            for site in ("z", "w") if name == "both" else (name,):
+                pyro.sample(site, dist.Normal(torch.zeros(shape), 1.0).to_event(1))
+
+    with pytest.raises(zoo.ZooError, match=message):
+        experiments.fit(zoo.load("gaussian_lvm"), guide, steps=2)
