@@ -60,16 +60,16 @@ class Grid:
 def quadrature(log_likelihood, x, latent_dim, tolerance=0.01):
     """log p(x) of every row and its stated error, both (n,) nats.
 
-    The grid is refined until the largest stated error is below `tolerance` or the grid is at its
-    finest; the error is returned either way.
+    The rows whose stated error is above `tolerance` go on to a finer grid, until the finest; the
+    error is returned either way.
     """
+    value, error = torch.empty_like(x[:, 0]), torch.full_like(x[:, 0], math.inf)
     num_points = COARSEST
-    while True:
+    while num_points <= FINEST and (coarse := error > tolerance).any():
         grid = Grid(log_likelihood, latent_dim, num_points, x)
-        value, error = grid.log_evidence(x)
-        if error.max() <= tolerance or num_points >= FINEST:
-            return value, error
+        value[coarse], error[coarse] = grid.log_evidence(x[coarse])
         num_points = 2 * num_points - 1
+    return value, error
 
 
 class GridPosterior(TorchDistribution):
