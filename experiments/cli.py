@@ -133,7 +133,8 @@ def compare(
     is_suite = len(what) == 1 and what[0] in suite_names()
     fit_settings = read_settings(setting) | ({} if steps is None else {"steps": steps})
     on_cpu = devices.resolve(device).type == "cpu"
-    with Bar() as bar:
+    bar = Bar()
+    try:
         found = run(
             None if is_suite else what,
             guide or None,
@@ -146,6 +147,8 @@ def compare(
             watcher=bar,
             fit=fit_settings,
         )
+    finally:
+        bar.end_all()
     print(found.table)
     console.print(f"records, table, figures and posteriors: {out}")
     if found.failed:
@@ -171,6 +174,7 @@ class Bar(Progress):
         self.fractions = {(run.label, run.seed): 1.0 for run in done}
         self.task = self.add_task("compare", total=len(runs))
         self._show("compare")
+        self.start()
 
     def step(self, run, step):
         """A run has come to this step; its measures are the last tenth of its unit."""
@@ -181,6 +185,11 @@ class Bar(Progress):
         """A run has ended."""
         self.fractions[run.label, run.seed] = 1.0
         self._show(f"{run.label}, seed {run.seed}")
+
+    def end_all(self):
+        """The comparison is over, or never began."""
+        if self.fractions or self.tasks:
+            self.stop()
 
     def _show(self, words):
         self.update(self.task, completed=sum(self.fractions.values()), description=words)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-import guides
 import zoo
 from experiments import pool, records, single
 from experiments.measure import bridge
@@ -15,6 +14,7 @@ from experiments.settings import RunConfig, Suite, load_suite, plan
 from experiments.svi import checkpoint
 from experiments.svi import fit as svi_fit
 from experiments.svi.config import validated
+from guides import build as build_guide
 from zoo.errors import require
 
 
@@ -47,7 +47,7 @@ class Quiet:
 
 def compare(
     models=None,
-    guide_names=None,
+    guides=None,
     seeds=None,
     out="runs/card",
     suite="card",
@@ -59,9 +59,9 @@ def compare(
 ):
     """Fit every model with every guide and seed, and report how far each is from the truth.
 
-    models: names, Python files or Problems; guide_names: names; seeds: how many, or a list; each
-    the suite's where None.  settings: further fields of Suite (fit, model_options ...), each merged into the
-    suite's.  workers: processes; more than one needs models by name.  resume: go on in `out`.
+    models: names, Python files or Problems; guides: names; seeds: how many, or a list; each the
+    suite's where None.  settings: further fields of Suite (fit, model_options ...), merged into
+    the suite's.  workers: processes; more than one needs models by name.  resume: go on in `out`.
     Writes out/{records.jsonl, table.md, table.csv, figures/*.png} and a posterior.nc for each
     model and guide.  Returns a Comparison.
     Raises ZooError, before anything is written, for bad arguments.
@@ -69,7 +69,7 @@ def compare(
     given = {p.name: p for p in models or [] if isinstance(p, zoo.Problem)}
     names = None if models is None else [m.name if m in given.values() else str(m) for m in models]
     suite = _changed(
-        load_suite(suite), {"models": names, "guides": guide_names, "seeds": seeds}, settings
+        load_suite(suite), {"models": names, "guides": guides, "seeds": seeds}, settings
     )
     runs, problems = plan(suite, device, given)
     require(workers >= 1, f"workers must be at least 1, got {workers}")
@@ -101,13 +101,20 @@ def _open(folder, runs, resume):
         require(plan_file.exists(), f"{folder} is not empty and no comparison; name another --out")
         require(resume, f"{folder} holds a comparison: go on with --resume, or name another --out")
         require(
-            json.loads(plan_file.read_text()) == planned,
+            _read_plan(plan_file) == planned,
             f"{folder} holds another comparison (other models, guides, seeds or settings); "
             "name another --out",
         )
     svi_fit.prepare(folder)
     checkpoint.write_bytes(plan_file, json.dumps(planned, indent=1).encode())
     return {records.key(record) for record in records.read(folder / "records.jsonl")}
+
+
+def _read_plan(path):
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return None
 
 
 def _key(run):
@@ -161,7 +168,7 @@ def _posteriors(problems, folder, ordered):
         if label not in fits and seeds:
             config = RunConfig(**record["config"])
             problem = problems[Path(config.model).stem]
-            guide = guides.build(config.guide, problem, **config.guide_options)
+            guide = build_guide(config.guide, problem, **config.guide_options)
             fits[label] = svi_fit.load(problem, guide, folder / label, seeds)
             path = folder / label / "posterior.nc"
             if not path.exists():

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 
 import torch
@@ -21,7 +22,9 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, function, threads), daemon=True)
-        self.process.start()
+        # A keyboard's interrupt reaches the whole group; the parent alone answers it.
+        with _deaf_to_interrupts():
+            self.process.start()
         theirs.close()
         self.task = None
 
@@ -101,6 +104,16 @@ def _serve(pipe, function, threads):
             pipe.send(("done", function(pipe.recv(), report)))
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         os._exit(0)
+
+
+@contextmanager
+def _deaf_to_interrupts():
+    """SIGINT is ignored inside, and by the processes started inside."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end_with_parent():

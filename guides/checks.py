@@ -4,7 +4,7 @@ import pyro
 import torch
 from pyro import poutine
 
-from zoo.errors import ZooError, require
+from zoo.errors import explained, require
 from zoo.problem import sample_sites
 
 
@@ -36,14 +36,10 @@ def check_sites(problem, guide):
 
 
 def _latent_sites(guide, x):
-    try:
-        with torch.random.fork_rng([]), pyro.get_param_store().scope(), torch.no_grad():
+    store = pyro.get_param_store().scope()
+    with explained("the guide does not run on the training data"):
+        with torch.random.fork_rng([]), store, torch.no_grad():
             trace = poutine.trace(guide).get_trace(x)
-    except ZooError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ZooError(f"the guide does not run on the training data: {reason}") from error
     return {
         site["name"]: (tuple(site["fn"].event_shape), _plates(site))
         for site in sample_sites(trace)

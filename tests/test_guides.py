@@ -105,7 +105,9 @@ def test_own_models_of_any_continuous_support(support, local, guide_name):
     by_hand = dist.Normal(loc, log_scale.exp()).log_prob(raw_flat).sum(-1)
     jacobian = transform.log_abs_det_jacobian(raw, z)
     jacobian = jacobian.reshape(*by_hand.shape, -1).sum(-1) if jacobian.shape else jacobian
-    torch.testing.assert_close(trace.nodes["z"]["log_prob"], by_hand - jacobian, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        trace.nodes["z"]["log_prob"], by_hand - jacobian, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_unsuitable_latents_are_refused_by_what_they_are(guide_name):

@@ -86,7 +86,9 @@ def test_reset_draws_new_parameters_by_seed(problem):
 def test_zoo_holds_exactly_its_model_files():
     """A file of zoo/ is a model if and only if it registers one."""
     found = {
-        path.stem for path in Path(zoo.__file__).parent.glob("*.py") if "@zoo.register" in path.read_text()
+        path.stem
+        for path in Path(zoo.__file__).parent.glob("*.py")
+        if "@zoo.register" in path.read_text()
     }
     assert set(zoo.names()) == found
 

@@ -216,9 +216,7 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
         experiments.fit(problem, guide, steps=4, out=tmp_path, resume=True)
     other = zoo.load("vae", hidden=(7,))
     with pytest.raises(zoo.ZooError, match="another model or guide"):
-        experiments.fit(
-            other, guides.build("amortized", other), steps=3, out=tmp_path, resume=True
-        )
+        experiments.fit(other, guides.build("amortized", other), steps=3, out=tmp_path, resume=True)
     for content in (path.read_bytes()[:-40], b"alien", b""):
         path.write_bytes(content)
         with pytest.raises(zoo.ZooError, match="no checkpoint of this project, or truncated"):

@@ -125,9 +125,7 @@ def test_posterior_is_the_joint_over_the_evidence(problem, double):
 def test_quadrature_equals_algebra_for_a_linear_decoder(latent_dim, double):
     """A VAE with Normal pixels and no hidden layer is probabilistic PCA."""
     x = torch.randn(50, 5)
-    vae = randomized(
-        "vae", data=x, latent_dim=latent_dim, hidden=(), observations="normal"
-    )
+    vae = randomized("vae", data=x, latent_dim=latent_dim, hidden=(), observations="normal")
     with torch.no_grad():
         vae.model.log_scale.fill_(-0.5)
     lvm = zoo.load("gaussian_lvm", data=x, latent_dim=latent_dim)

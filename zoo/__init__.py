@@ -6,7 +6,7 @@ is known of the answer.
 
 from pathlib import Path
 
-from zoo.errors import TruthUnavailable, ZooError
+from zoo.errors import TruthUnavailable, ZooError, require
 from zoo.problem import Latent, Problem, Truth, datum, unique
 from zoo.registry import Registry
 
@@ -39,4 +39,6 @@ def load(name, **options):
     """
     build = _registry.find(name)
     _registry.check_options(Path(name).stem, build, options)
-    return build(**options).having(name=Path(name).stem, options=options)
+    problem = build(**options)
+    require(isinstance(problem, Problem), f"{Path(name).stem}: build must return a zoo.Problem")
+    return problem.having(name=Path(name).stem, options=options)

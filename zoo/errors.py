@@ -1,5 +1,6 @@
 """The two errors that a user meets, and the sentence for an unknown name."""
 
+from contextlib import contextmanager
 from difflib import SequenceMatcher
 
 
@@ -18,6 +19,18 @@ def unknown(kind, name, known):
         return -SequenceMatcher(None, str(name), candidate).ratio(), candidate
 
     return ZooError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known, key=distance))}")
+
+
+@contextmanager
+def explained(sentence):
+    """Turn what a user's own code raises inside into one line that begins with `sentence`."""
+    try:
+        yield
+    except ZooError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ZooError(f"{sentence}: {reason}") from error
 
 
 def require(condition, sentence):

@@ -12,9 +12,10 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import nn
+from torch.distributions import constraints
 
 from zoo.data.dataset import DataSet, check_rows
-from zoo.errors import TruthUnavailable, ZooError, require
+from zoo.errors import TruthUnavailable, ZooError, explained, require
 from zoo.program import Program
 
 ROWS_AT_ONCE = 4096
@@ -97,7 +98,9 @@ class Problem:
 
     def __post_init__(self):
         if not isinstance(self.model, nn.Module):
-            object.__setattr__(self, "model", Program(self.model, self.data.train[:2]))
+            rows = self.data.train[:2]
+            with explained(f"the model does not run on rows of shape {tuple(rows.shape)}"):
+                object.__setattr__(self, "model", Program(self.model, rows))
         latents, plate = _structure(_trace(self.model, self.data.train[:2]))
         object.__setattr__(self, "latents", latents)
         object.__setattr__(self, "plate", plate)
@@ -159,24 +162,22 @@ def sample_sites(trace):
 
 def _trace(model, x):
     """A trace of the model on the rows, after checking each observed value's support."""
-    try:
-        store = pyro.get_param_store().scope()
+    store = pyro.get_param_store().scope()
+    with explained(f"the model does not run on rows of shape {tuple(x.shape)}"):
         with torch.random.fork_rng([]), store, torch.no_grad(), pyro.validation_enabled(False):
             trace = poutine.trace(model).get_trace(x)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ZooError(
-            f"the model does not run on rows of shape {tuple(x.shape)}: {reason}"
-        ) from error
     observed = [site for site in sample_sites(trace) if site["is_observed"]]
     require(observed, "the model observes no data: give its likelihood site obs=")
     for site in observed:
-        inside = site["fn"].support.check(site["value"])
+        support = site["fn"].support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        inside = support.check(site["value"])
         if not inside.all():
             value = site["value"][~inside].flatten()[0].item()
             raise ZooError(
-                f"site {site['name']!r} observes {value:g}, outside the support "
-                f"{site['fn'].support} of its {_kind(site['fn'])} likelihood"
+                f"site {site['name']!r} observes {value:g}, outside the support {support} of its "
+                f"{_kind(site['fn'])} likelihood"
             )
     return trace
 

@@ -7,7 +7,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
-from zoo.errors import ZooError, require, unknown
+from zoo.errors import ZooError, explained, require, unknown
 
 
 class Registry:
@@ -57,13 +57,8 @@ class Registry:
         require(path.is_file(), f"no such file: {path}")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
-        try:
+        with explained(f"{path} cannot be imported"):
             spec.loader.exec_module(module)
-        except ZooError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ZooError(f"{path} cannot be imported: {reason}") from error
         build = self._builds.get(path.stem)
         if build is None or Path(inspect.getfile(build)).resolve() != path:
             raise ZooError(f"{path} registers no {self.kind}; decorate its `build` with @register")

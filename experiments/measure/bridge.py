@@ -41,7 +41,7 @@ def to_datatree(fit, num_draws=100):
     local = {latent.name for latent in fit.problem.latents if latent.local}
     groups = {
         "posterior": _stack([d.latents for d in each]),
-        "log_likelihood": _stack([d.log_likelihood for d in each]),
+        "log_likelihood": _without_ties(_stack([d.log_likelihood for d in each])),
         "sample_stats": _stack([_densities(d) for d in each]),
         "observed_data": {site: data.train.numpy() for site in sites},
     }
@@ -83,6 +83,25 @@ def _densities(draws):
 def _stack(each):
     """Dicts of tensors, one a seed, as one dict of arrays with the seeds in front."""
     return {name: torch.stack([values[name] for values in each]).numpy() for name in each[0]}
+
+
+def _without_ties(log_likelihood):
+    """The same in float64, ties broken by a billionth, far below float32's rounding.
+
+    Draws of a discrete latent give a datum the same likelihood again and again, and the Pareto fit
+    behind `az.loo` refuses a tail of equal values.
+    """
+    random = np.random.default_rng(0)
+    return {
+        name: values * (1 + 1e-9 * random.random(values.shape)) if _tied(values) else values
+        for name, values in log_likelihood.items()
+    }
+
+
+def _tied(values):
+    """Whether a datum has the same likelihood in most draws."""
+    flat = np.sort(values.reshape(-1, values.shape[-1]), axis=0)
+    return bool(((np.diff(flat, axis=0) == 0).mean(0) > 0.5).any())
 
 
 def _dims(groups, in_plate, plate):

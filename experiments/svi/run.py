@@ -9,7 +9,7 @@ from torch import nn
 
 from experiments.svi import checkpoint
 from experiments.svi.optimizer import JointAdam
-from zoo.errors import require
+from zoo.errors import explained, require
 from zoo.program import Program
 
 
@@ -109,7 +109,10 @@ class Run:
 
 def as_module(guide, problem):
     """The guide itself where it is a module, else its function as one."""
-    return guide if isinstance(guide, nn.Module) else Program(guide, problem.data.train)
+    if isinstance(guide, nn.Module):
+        return guide
+    with explained("the guide does not run on the training data"):
+        return Program(guide, problem.data.train)
 
 
 def load_modules(modules, tensors, path):

@@ -48,7 +48,7 @@ class DataSet:
 def as_dataset(data, binary=False):
     """A `DataSet` from a set's name, a `DataSet`, or a tensor or array of rows.
 
-    data: a name, a DataSet, (n, d) rows, or a pair (train, test) of such rows; rows without
+    data: a name, a DataSet, (n, d) rows, or a tuple (train, test) of such rows; rows without
     test rows are held out from themselves.  binary: threshold the named sets at 0.5.
     Raises ZooError where the rows are no finite (n, d) block of at least two rows.
     """
@@ -58,7 +58,7 @@ def as_dataset(data, binary=False):
         data = load(data)
         data = data.binarized() if binary else data
     elif not isinstance(data, DataSet):
-        train, test = data if isinstance(data, tuple | list) and len(data) == 2 else (data, data)
+        train, test = data if isinstance(data, tuple) and len(data) == 2 else (data, data)
         data = DataSet("own data", _rows(train), _rows(test))
     check_rows(data.train, "train", at_least=2)
     check_rows(data.test, "test", at_least=1)
@@ -72,10 +72,8 @@ def as_dataset(data, binary=False):
 def check_rows(rows, what, at_least=1):
     """Refuse anything but a finite block of at least `at_least` rows."""
     require(rows.dim() == 2, f"{what} data must be rows (n, d), got shape {tuple(rows.shape)}")
-    require(
-        len(rows) >= at_least,
-        f"{what} data: {len(rows)} row{'' if len(rows) == 1 else 's'}, but at least {at_least} needed",
-    )
+    count = f"{len(rows)} row{'' if len(rows) == 1 else 's'}"
+    require(len(rows) >= at_least, f"{what} data: {count}, but at least {at_least} needed")
     require(rows.shape[1] >= 1, f"{what} data has no columns")
     finite = torch.isfinite(rows)
     if not finite.all():

@@ -25,7 +25,7 @@ def save(path, arrays):
 def load(path):
     """The arrays that `save` wrote, or None where there is no readable file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {
                 key.removesuffix(":shape"): _unpack(file, key.removesuffix(":shape"))
                 for key in file.files

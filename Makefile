@@ -1,0 +1,38 @@
+# Two commands: `make compare` and `make test`.  Both make .venv first where it is missing or old.
+PYTHON ?= python3
+DEVICE ?= auto
+BIN := .venv/bin
+
+.PHONY: install compare test check mnist results readme clean
+
+install: .venv/.installed
+
+.venv/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+compare: install
+	$(BIN)/zoo compare --out runs/card --device $(DEVICE) --resume
+
+test: install
+	$(BIN)/python -m pytest -n 2
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+mnist: install
+	$(BIN)/zoo compare mnist --out runs/mnist --device $(DEVICE) --resume
+
+# The committed records, and the part of README that is made from them.
+results: compare mnist
+	$(BIN)/python -m experiments.report.readme runs/card runs/mnist
+
+readme: install
+	$(BIN)/python -m experiments.report.readme
+
+clean:
+	rm -rf .venv runs build *.egg-info

@@ -1,0 +1,102 @@
+"""The ArviZ tree of a fit: its dimensions, its numbers, and that ArviZ works on it."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import xarray as xr
+
+import experiments
+import guides
+import zoo
+from experiments.measure import bridge
+from experiments.measure.bridge import az
+
+
+@pytest.fixture(scope="module", params=zoo.names())
+def fit(request):
+    """A short fit of 40 rows with three seeds."""
+    everything = zoo.load(request.param).data
+    rows = zoo.data.DataSet(
+        "part",
+        everything.train[:40],
+        everything.test[:10],
+        train_labels=everything.train_labels[:40],
+    )
+    problem = zoo.load(request.param, data=rows)
+    guide = guides.build("amortized", problem)
+    return experiments.fit(problem, guide, steps=300, seeds=[5, 6, 7], learning_rate=0.02)
+
+
+@pytest.fixture(scope="module")
+def tree(fit):
+    return fit.to_datatree(50)
+
+
+def test_dimensions_have_their_names(fit, tree):
+    z = tree["posterior"]["z"]
+    assert z.dims[:3] == ("chain", "draw", "datum")
+    assert z.shape[:3] == (3, 50, 40)
+    assert z["chain"].values.tolist() == [5, 6, 7]
+    for group, name in (("log_likelihood", "x"), ("sample_stats", "log_p")):
+        assert tree[group][name].dims == ("chain", "draw", "datum")
+    assert tree["sample_stats"]["elbo"].dims == ("chain", "step")
+    assert tree["observed_data"]["x"].dims == ("datum", "x_dim_0")
+    assert tree["constant_data"]["label"].dims == ("datum",)
+
+
+def test_numbers_are_the_densities_of_the_draws(fit, tree):
+    """log p against the second density; log p = log prior + log likelihood."""
+    problem = fit.problems[1]
+    z = torch.tensor(tree["posterior"]["z"].values[1])
+    log_p = np.stack(
+        [problem.log_joint(problem.model, problem.data.train, z=d).detach().numpy() for d in z]
+    )
+    stats = tree["sample_stats"]
+    np.testing.assert_allclose(stats["log_p"].values[1], log_p, rtol=1e-4, atol=1e-3)
+    bound = (stats["log_p"] - stats["log_q"]).mean(("draw", "datum")).values
+    np.testing.assert_allclose(bound, fit.elbo_per_datum, atol=0.5)
+    np.testing.assert_allclose(stats["elbo"].values, fit.history)
+
+
+def test_netcdf_round_trip(tree, tmp_path):
+    bridge.write(tree, tmp_path / "posterior.nc")
+    assert [path.name for path in tmp_path.iterdir()] == ["posterior.nc"]
+    with xr.open_datatree(tmp_path / "posterior.nc", engine="h5netcdf") as back:
+        assert set(back.children) == set(tree.children)
+        xr.testing.assert_identical(back["posterior"]["z"], tree["posterior"]["z"])
+
+
+# R-hat is infinite where a discrete latent never changes within a chain.
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto", "ignore:divide by zero")
+def test_arviz_works_on_it(fit, tree):
+    summary = az.summary(tree)
+    assert len(summary) == 40 * max(1, int(np.prod(fit.problem.latents[0].event_shape)))
+    loo = az.loo(tree, var_name="x")
+    exact = fit.log_evidence(fit.problem.data.train).sum(1).mean().item()
+    assert np.isfinite(loo.elpd)
+    assert loo.elpd > exact - 400
+    plot = az.plot_dist(tree.isel(datum=slice(0, 2)) if hasattr(tree, "isel") else tree)
+    assert plot is not None
+
+
+def test_global_latents_and_no_labels():
+    def model(x=None, index=None):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with zoo.datum(x, index) as rows:
+            z = pyro.sample("z", dist.Normal(mean, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=None if rows is None else rows[:, 0])
+
+    problem = zoo.Problem(model, zoo.data.as_dataset(torch.randn(8, 1)))
+    fit = experiments.fit(problem, guides.build("amortized", problem), steps=5, seeds=2)
+    tree = fit.to_datatree(6)
+    assert tree["posterior"]["mean"].dims == ("chain", "draw")
+    assert tree["posterior"]["z"].dims == ("chain", "draw", "datum")
+    assert tree["sample_stats"]["shared_log_p"].dims == ("chain", "draw")
+    assert "constant_data" not in tree.children
+
+
+def test_no_draws_is_refused(fit):
+    with pytest.raises(zoo.ZooError, match="num_draws"):
+        fit.to_datatree(0)

@@ -1,0 +1,215 @@
+"""Comparisons: records, resumption, failures, a user's own model."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import experiments
+import guides
+import zoo
+from experiments import records
+from experiments.svi.interrupt import Interrupted
+
+TINY = {"fit": {"steps": 12, "batch_size": 700, "checkpoint_seconds": 1e-3}, "num_draws": 4}
+PAIRS = ["gaussian_lvm", "bernoulli_mixture"]
+
+
+def stable(record):
+    """A record without what differs between runs of the same program: times and memory."""
+    record = dict(record, trace={k: v for k, v in record["trace"].items() if k != "seconds"})
+    return {k: v for k, v in record.items() if k not in ("cost", "environment")}
+
+
+def tiny_compare(out, models=PAIRS, **options):
+    return experiments.compare(models, seeds=2, out=out, **(TINY | options))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One small comparison, uninterrupted."""
+    return tiny_compare(tmp_path_factory.mktemp("whole") / "out")
+
+
+def test_comparison_leaves_what_it_promises(finished):
+    folder = finished.folder
+    assert len(finished.records) == 2 * 2 * 2
+    assert (folder / "table.md").read_text() == finished.table
+    assert (folder / "table.csv").read_text().count("\n") == 5
+    assert {path.name for path in (folder / "figures").iterdir()} >= {"elbo.png", "gaps.png"}
+    for model in PAIRS:
+        for guide in guides.names():
+            assert (folder / f"{model}-{guide}" / "posterior.nc").stat().st_size > 1e4
+
+
+def test_record_holds_the_resolved_config_and_its_environment(finished):
+    record = finished.records[0]
+    fit = record["config"]["fit"]
+    assert fit["estimator"] == "pathwise"
+    assert fit["num_particles"] == 1
+    assert fit["steps"] == record["cost"]["steps"] == 12
+    assert set(record["environment"]) == {"commit", "dirty", "python", "versions", "device"}
+    held_out = record["measures"]["held_out"]
+    total = held_out["log_evidence_per_datum"] - held_out["elbo_per_datum"]
+    assert held_out["total_gap_per_datum"] == pytest.approx(total, abs=1e-9)
+    assert held_out["row_steps"] > 0
+    assert record["cost"]["steps_per_second"] > 0
+    assert record["cost"]["peak_memory_bytes"] > 1e6
+
+
+def test_table_is_the_mean_and_error_of_the_records(finished):
+    bounds = [r["measures"]["held_out"]["elbo_per_datum"] for r in finished.records[:2]]
+    mean, se = sum(bounds) / 2, abs(bounds[0] - bounds[1]) / 2
+    assert f"| {mean:.3f} ± {se:.3f} |" in finished.table
+
+
+def test_resume_skips_what_is_recorded(finished, monkeypatch):
+    from experiments import single
+
+    monkeypatch.setattr(single, "run", lambda *_: pytest.fail("ran again"))
+    again = tiny_compare(finished.folder, resume=True)
+    assert again.records == finished.records
+    assert again.table == finished.table
+
+
+def test_without_resume_nothing_is_overwritten(finished):
+    before = (finished.folder / "records.jsonl").read_bytes()
+    with pytest.raises(zoo.ZooError, match="go on with --resume"):
+        tiny_compare(finished.folder)
+    with pytest.raises(zoo.ZooError, match="another comparison"):
+        tiny_compare(finished.folder, resume=True, num_draws=5)
+    assert (finished.folder / "records.jsonl").read_bytes() == before
+
+
+def test_interruption_and_resumption_end_with_the_same_records(finished, tmp_path):
+    class Impatient(experiments.compare.__globals__["Quiet"]):
+        steps = 0
+
+        def step(self, run, step):
+            self.steps += 1
+            if self.steps == 31:
+                raise Interrupted
+
+    with pytest.raises(Interrupted):
+        tiny_compare(tmp_path, watcher=Impatient())
+    assert 0 < len(records.read(tmp_path / "records.jsonl")) < 8
+    again = tiny_compare(tmp_path, resume=True)
+    assert list(map(stable, again.records)) == list(map(stable, finished.records))
+
+
+def test_worker_processes_give_the_same_records(finished, tmp_path):
+    found = tiny_compare(tmp_path, workers=2)
+    assert list(map(stable, found.records)) == list(map(stable, finished.records))
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path):
+    def model(x=None, index=None):
+        # Finite at the start; the first steps make the variance negative.
+        variance = pyro.param("variance", torch.full((), 0.15))
+        with zoo.datum(x, index) as rows:
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            observed = dist.Normal(0.0, variance.sqrt(), validate_args=False)
+            pyro.sample("x", observed, obs=None if rows is None else rows[:, 0])
+
+    bad = zoo.Problem(model, zoo.data.as_dataset(torch.zeros(9, 1)), name="bad")
+    found = experiments.compare(
+        [bad, "gaussian_lvm"], ["amortized"], seeds=1, out=tmp_path, fit=TINY["fit"], num_draws=4
+    )
+    assert [record["status"] for record in found.records] == ["failed", "ok"]
+    assert "the loss is nan at site 'x' of the model" in found.failed[0]["error"]
+    assert "bad-amortized-0 failed" in found.table
+    assert "| bad | amortized | unknown |" in found.table
+
+
+def test_a_line_cut_short_is_dropped(tmp_path):
+    path = tmp_path / "records.jsonl"
+    records.append(path, {"a": 1})
+    with open(path, "ab") as file:
+        file.write(b'{"a": 2')
+    assert records.read(path) == [{"a": 1}]
+    records.append(path, {"a": float("nan")})
+    assert records.read(path) == [{"a": 1}, {"a": None}]
+
+
+COMMAND = [
+    sys.executable,
+    "-m",
+    "experiments.cli",
+    "compare",
+    *PAIRS,
+    "--seeds=2",
+    "--steps=60",
+    "--set=batch_size=700",
+    "--set=checkpoint_seconds=0.05",
+    "--workers=2",
+]
+
+
+def run_command(out, *more, **options):
+    return subprocess.Popen(
+        [*COMMAND, f"--out={out}", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        **options,
+    )
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_and_resumed_ends_with_the_same_records(tmp_path):
+    """SIGKILL at random moments; every start goes on from what the last one left."""
+    started = time.monotonic()
+    assert run_command(tmp_path / "whole").wait() == 0
+    length = time.monotonic() - started
+    seed = int.from_bytes(os.urandom(4), "little")
+    print("moments from seed", seed)
+    moments = random.Random(seed)
+    kills = 0
+    while kills < 20:
+        process = run_command(tmp_path / "killed", "--resume")
+        try:
+            process.wait(moments.uniform(0.15, 0.6) * length)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert process.returncode == 0, process.stderr.read()
+        if kills < 20:
+            # It got through: start over, so that twenty kills fall on unfinished work.
+            (tmp_path / "killed").rename(tmp_path / f"done-{kills}")
+    process = run_command(tmp_path / "killed", "--resume")
+    assert process.wait() == 0, process.stderr.read()
+    folders = [tmp_path / "killed", *tmp_path.glob("done-*")]
+    expected = sorted(map(json.dumps, map(stable, records.read(tmp_path / "whole/records.jsonl"))))
+    for folder in folders:
+        found = sorted(map(json.dumps, map(stable, records.read(folder / "records.jsonl"))))
+        assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_a_checkpoint_and_one_line(number, tmp_path):
+    process = run_command(tmp_path / "out", "--steps=100000", start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("*/seed-*.safetensors")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the same command with --resume goes on" in errors
+    assert "Traceback" not in errors
+    leftovers = [path.name for path in (tmp_path / "out").rglob(".*")]
+    assert not leftovers
