@@ -37,9 +37,9 @@ def check_sites(problem, guide):
 
 def _latent_sites(guide, x):
     store = pyro.get_param_store().scope()
-    with explained("the guide does not run on the training data"):
-        with torch.random.fork_rng([]), store, torch.no_grad():
-            trace = poutine.trace(guide).get_trace(x)
+    wrong = explained("the guide does not run on the training data")
+    with wrong, torch.random.fork_rng([]), store, torch.no_grad():
+        trace = poutine.trace(guide).get_trace(x)
     return {
         site["name"]: (tuple(site["fn"].event_shape), _plates(site))
         for site in sample_sites(trace)

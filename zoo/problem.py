@@ -163,9 +163,10 @@ def sample_sites(trace):
 def _trace(model, x):
     """A trace of the model on the rows, after checking each observed value's support."""
     store = pyro.get_param_store().scope()
-    with explained(f"the model does not run on rows of shape {tuple(x.shape)}"):
-        with torch.random.fork_rng([]), store, torch.no_grad(), pyro.validation_enabled(False):
-            trace = poutine.trace(model).get_trace(x)
+    wrong = explained(f"the model does not run on rows of shape {tuple(x.shape)}")
+    unchecked = pyro.validation_enabled(False)
+    with wrong, torch.random.fork_rng([]), store, torch.no_grad(), unchecked:
+        trace = poutine.trace(model).get_trace(x)
     observed = [site for site in sample_sites(trace) if site["is_observed"]]
     require(observed, "the model observes no data: give its likelihood site obs=")
     for site in observed:

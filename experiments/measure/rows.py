@@ -1,8 +1,9 @@
 """The best member of a guide's family for every datum, with the model frozen.
 
-The convergence rule: Adam on all rows at once, eight draws a datum and step at a rate of 0.1, or
-exact sums for discrete latents at a rate of 0.5; whenever a window of 50 steps passes the test of
-`experiments.svi.stopping.flat` the rate falls to a tenth, and the third such window ends the fit.
+The convergence rule: Adam on all rows of a block at once, at a rate of 0.1, with eight draws a
+datum and step (fewer, down to one, for more than 512 rows), or exact sums for discrete latents at
+a rate of 0.5; whenever a window of 50 steps passes the test of `experiments.svi.stopping.flat` the
+rate falls to a tenth, and the third such window ends the fit.
 """
 
 from copy import deepcopy
@@ -46,7 +47,9 @@ def fit_rows(problem, guide, x, start=None, rule=RULE):
     """
     problem.check_support(x)
     config = resolve(rule, problem)
-    suited = {"learning_rate": 0.5} if config.estimator == "enumeration" else {"num_particles": 8}
+    particles = min(8, max(1, ROWS_AT_ONCE // len(x)))
+    exact = config.estimator == "enumeration"
+    suited = {"learning_rate": 0.5} if exact else {"num_particles": particles}
     config = config.model_copy(update=suited)
     frozen = Frozen(problem.model)
     blocks = torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE)

@@ -1,0 +1,107 @@
+"""README and CONTRIBUTING say what is so: their commands run, their tables are the records'."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import experiments
+import guides
+import zoo
+from experiments import records
+from experiments.cli import main
+from experiments.measure import elbo as measure_elbo
+from experiments.report import readme, table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+QUICK = {
+    "fit": ["--steps=3"],
+    "compare": ["--steps=2", "--seeds=1", "--set=batch_size=500", "--workers=1"],
+}
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def zoo_commands():
+    lines = "\n".join(blocks(README, "sh")).splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
+    return [command[1:] for command in commands if command and command[0] == "zoo"]
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize("command", zoo_commands(), ids=" ".join)
+def test_commands_run(command, tmp_path, monkeypatch, capsys):
+    """As README gives them, but with few steps; the MNIST suite with one guide and tiny layers."""
+    monkeypatch.chdir(tmp_path)
+    more = QUICK.get(command[0], [])
+    if "mnist" in command:
+        shrink_mnist(monkeypatch)
+    with pytest.raises(SystemExit) as caught:
+        main([*command, *more])
+    assert caught.value.code == 0, capsys.readouterr().err
+    assert capsys.readouterr().out
+    if "--out" in command:
+        assert list((tmp_path / command[command.index("--out") + 1]).iterdir())
+
+
+def shrink_mnist(monkeypatch):
+    """The suite as it is, on the first rows of its data."""
+    from zoo.data import sets
+
+    whole = sets.load("binarized_mnist")
+    part = whole.map(lambda rows: rows[:40])
+    monkeypatch.setattr(sets, "load", lambda name: part if "mnist" in name else whole)
+
+
+def test_make_targets_are_the_commands_that_readme_names():
+    makefile = (ROOT / "Makefile").read_text()
+    assert "zoo compare --out runs/card" in makefile
+    for target in re.findall(r"`?make (\w+)", README + CONTRIBUTING):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("block", blocks(README, "python"))
+def test_python_runs(block, capsys):
+    names = {}
+    exec(block, names)
+    gap = (
+        names["fit"].log_evidence(names["problem"].data.train).mean(1) - names["fit"].elbo_per_datum
+    )
+    assert (gap > -0.01).all()
+    assert set(names["tree"].children) >= {"posterior", "log_likelihood", "sample_stats"}
+
+
+def test_contributed_model_runs_and_knows_its_density(tmp_path):
+    (block,) = blocks(CONTRIBUTING, "python")
+    assert block.count("\n") < 40
+    path = tmp_path / "poisson_factors.py"
+    path.write_text(block)
+    found = experiments.compare(
+        [str(path)], seeds=1, out=tmp_path / "out", fit={"steps": 30}, num_draws=4
+    )
+    assert not found.failed
+    assert "| poisson_factors | mean_field |" in found.table
+    problem = zoo.load(str(path))
+    fit = experiments.fit(problem, guides.build("amortized", problem), steps=5)
+    draws = measure_elbo.draw(fit.models[0], fit.guides[0], problem.data.train, 3)
+    joint = problem.log_joint(fit.models[0], problem.data.train, z=draws.latents["z"])
+    torch.testing.assert_close(joint, draws.log_p)
+
+
+def test_results_part_is_what_the_generator_makes():
+    assert readme.made_anew(README) == README
+
+
+@pytest.mark.parametrize("folder", sorted(readme.RESULTS.glob("*-*")), ids=lambda path: path.name)
+def test_committed_tables_are_those_of_their_records(folder):
+    found = records.read(folder / "records.jsonl")
+    assert (folder / "table.md").read_text() == table.markdown_table(readme.title_of(folder), found)
+    assert (folder / "table.csv").read_text() == table.csv_table(found)
+    assert all(record["status"] == "ok" for record in found)
