@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from zoo.errors import ZooError
 
 # Typer's base of usage errors, which it takes from click or from a copy of its own.
+INTERRUPTED = 130
 ClickException = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
@@ -204,8 +205,9 @@ def main(arguments=None):
         console.print(f"zoo: {message}", markup=False)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:  # Typer may answer an interrupt itself, and returns its status.
         console.print("zoo: interrupted; the same command with --resume goes on")
-        sys.exit(130)
     sys.exit(status or 0)
 
 

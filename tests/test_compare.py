@@ -1,6 +1,6 @@
 """Comparisons: records, resumption, failures, a user's own model."""
 
-import json
+import multiprocessing
 import os
 import random
 import signal
@@ -122,7 +122,12 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path):
 
     bad = zoo.Problem(model, zoo.data.as_dataset(torch.zeros(9, 1)), name="bad")
     found = experiments.compare(
-        [bad, "gaussian_lvm"], ["amortized"], seeds=1, out=tmp_path, fit=TINY["fit"], num_draws=4
+        [bad, "gaussian_lvm"],
+        ["amortized"],
+        seeds=1,
+        out=tmp_path,
+        fit=TINY["fit"] | {"learning_rate": 0.1},
+        num_draws=4,
     )
     assert [record["status"] for record in found.records] == ["failed", "ok"]
     assert "the loss is nan at site 'x' of the model" in found.failed[0]["error"]
@@ -140,76 +145,78 @@ def test_a_line_cut_short_is_dropped(tmp_path):
     assert records.read(path) == [{"a": 1}, {"a": None}]
 
 
-COMMAND = [
-    sys.executable,
-    "-m",
-    "experiments.cli",
-    "compare",
-    *PAIRS,
-    "--seeds=2",
-    "--steps=60",
-    "--set=batch_size=700",
-    "--set=checkpoint_seconds=0.05",
-    "--workers=2",
-]
-
-
-def run_command(out, *more, **options):
-    return subprocess.Popen(
-        [*COMMAND, f"--out={out}", *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        **options,
-    )
+def compare_in_a_process(out, workers):
+    """What a killed process was doing: a comparison of six runs, gone on with."""
+    torch.set_num_threads(1)
+    experiments.compare(["gaussian_lvm"], seeds=3, out=out, resume=True, workers=workers, **TINY)
 
 
 @pytest.mark.slow
 def test_killed_twenty_times_and_resumed_ends_with_the_same_records(tmp_path):
-    """SIGKILL at random moments; every start goes on from what the last one left."""
-    started = time.monotonic()
-    assert run_command(tmp_path / "whole").wait() == 0
-    length = time.monotonic() - started
+    """SIGKILL at random moments, with and without worker processes; each start goes on."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments"])
     seed = int.from_bytes(os.urandom(4), "little")
     print("moments from seed", seed)
     moments = random.Random(seed)
-    kills = 0
+
+    def start(folder, workers):
+        process = context.Process(target=compare_in_a_process, args=(tmp_path / folder, workers))
+        process.start()
+        return process
+
+    start("warm", 1).join()
+    started = time.monotonic()
+    start("whole", 1).join()
+    length = time.monotonic() - started
+    kills, folders = 0, ["killed-0"]
     while kills < 20:
-        process = run_command(tmp_path / "killed", "--resume")
-        try:
-            process.wait(moments.uniform(0.15, 0.6) * length)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        workers = 1 + (kills % 4 == 3)
+        process = start(folders[-1], workers)
+        process.join(moments.uniform(0.02, 0.5) * length + 5 * (workers - 1))
+        if process.is_alive():
+            process.kill()
+            process.join()
             kills += 1
-            continue
-        assert process.returncode == 0, process.stderr.read()
-        if kills < 20:
-            # It got through: start over, so that twenty kills fall on unfinished work.
-            (tmp_path / "killed").rename(tmp_path / f"done-{kills}")
-    process = run_command(tmp_path / "killed", "--resume")
-    assert process.wait() == 0, process.stderr.read()
-    folders = [tmp_path / "killed", *tmp_path.glob("done-*")]
-    expected = sorted(map(json.dumps, map(stable, records.read(tmp_path / "whole/records.jsonl"))))
+        else:
+            assert process.exitcode == 0
+            folders.append(f"killed-{len(folders)}")
+    final = start(folders[-1], 1)
+    final.join()
+    assert final.exitcode == 0
+    expected = list(map(stable, records.read(tmp_path / "whole" / "records.jsonl")))
     for folder in folders:
-        found = sorted(map(json.dumps, map(stable, records.read(folder / "records.jsonl"))))
-        assert found == expected
+        found = records.read(tmp_path / folder / "records.jsonl")
+        assert sorted(map(str, map(stable, found))) == sorted(map(str, expected))
+
+
+def run_command(out, errors):
+    command = [sys.executable, "-m", "experiments.cli", "compare", "gaussian_lvm", f"--out={out}"]
+    return subprocess.Popen(
+        [*command, "--steps=100000", "--set=checkpoint_seconds=0.05", "--workers=2"],
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        start_new_session=True,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_a_checkpoint_and_one_line(number, tmp_path):
-    process = run_command(tmp_path / "out", "--steps=100000", start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "out").glob("*/seed-*.safetensors")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted; the same command with --resume goes on" in errors
-    assert "Traceback" not in errors
-    leftovers = [path.name for path in (tmp_path / "out").rglob(".*")]
-    assert not leftovers
+    with open(tmp_path / "errors", "w") as errors:
+        process = run_command(tmp_path / "out", errors)
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "out").glob("*/seed-*.safetensors")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        assert process.wait(timeout=60) == 130
+    said = (tmp_path / "errors").read_text()
+    assert "interrupted; the same command with --resume goes on" in said
+    assert "Traceback" not in said
+    assert not [path.name for path in (tmp_path / "out").rglob(".*")]
