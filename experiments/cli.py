@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from zoo.errors import ZooError
 
+INTERRUPTED = 130  # the shell's status for a program that SIGINT ended
 # Typer's base of usage errors, which it takes from click or from a copy of its own.
-INTERRUPTED = 130
 ClickException = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(

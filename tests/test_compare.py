@@ -146,9 +146,9 @@ def test_a_line_cut_short_is_dropped(tmp_path):
 
 
 def compare_in_a_process(out, workers):
-    """What a killed process was doing: a comparison of six runs, gone on with."""
+    """What a killed process was doing: a comparison of four runs, gone on with."""
     torch.set_num_threads(1)
-    experiments.compare(["gaussian_lvm"], seeds=3, out=out, resume=True, workers=workers, **TINY)
+    experiments.compare(["gaussian_lvm"], seeds=2, out=out, resume=True, workers=workers, **TINY)
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_killed_twenty_times_and_resumed_ends_with_the_same_records(tmp_path):
     while kills < 20:
         workers = 1 + (kills % 4 == 3)
         process = start(folders[-1], workers)
-        process.join(moments.uniform(0.02, 0.5) * length + 5 * (workers - 1))
+        process.join(moments.uniform(0.02, 0.4) * length + 5 * (workers - 1))
         if process.is_alive():
             process.kill()
             process.join()

@@ -93,7 +93,7 @@ def gap_bars(records):
     axis.set(
         xlabel="held-out gap to the exact log evidence, nats a datum (bar end: ± se over seeds)"
     )
-    axis.legend(loc="lower right")
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
 
@@ -103,12 +103,24 @@ def latent_plane(model, group):
     planes = [latent.name for latent in first.latents if latent.event_shape == (2,)]
     if not planes or first.data.train_labels is None:
         return None
-    figure, axes = plt.subplots(1, len(group), figsize=(4.2 * len(group), 4), squeeze=False)
+    labels = first.data.train_labels
+    classes = int(labels.max()) + 1
+    cmap = plt.get_cmap("tab10" if classes <= 10 else "turbo", classes)
+    figure, axes = plt.subplots(
+        *(1, len(group)),
+        figsize=(4 * len(group) + 0.6, 4.2),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
     for axis, (guide, fit) in zip(axes[0], group.items(), strict=True):
         mean = fit.draws(100)[planes[0]][0].mean(0)
-        points = axis.scatter(*mean.T, c=first.data.train_labels, cmap="tab10", s=6, linewidth=0)
+        points = axis.scatter(
+            *mean.T, c=labels, cmap=cmap, vmin=-0.5, vmax=classes - 0.5, s=6, linewidth=0
+        )
         axis.set(title=guide, aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
-    figure.colorbar(points, ax=axes, label="class", shrink=0.7)
+    figure.colorbar(points, ax=axes, label="class", shrink=0.8, ticks=range(classes))
     figure.suptitle(f"{model}: posterior means of the training data, seed {fit.seeds[0]}")
     return figure
 
