@@ -1,6 +1,7 @@
 # Two commands: `make compare` and `make test`.  Both make .venv first where it is missing or old.
 PYTHON ?= python3
 DEVICE ?= auto
+RUNS ?= runs
 BIN := .venv/bin
 
 .PHONY: install compare test check mnist results readme clean
@@ -14,7 +15,7 @@ install: .venv/.installed
 	touch $@
 
 compare: install
-	$(BIN)/zoo compare --out runs/card --device $(DEVICE) --resume
+	$(BIN)/zoo compare --out $(RUNS)/card --device $(DEVICE) --resume
 
 test: install
 	$(BIN)/python -m pytest -n 2
@@ -25,11 +26,12 @@ check: install
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 mnist: install
-	$(BIN)/zoo compare mnist --out runs/mnist --device $(DEVICE) --resume
+	$(BIN)/zoo compare mnist --out $(RUNS)/mnist --device $(DEVICE) --resume
 
-# The committed records, and the part of README that is made from them.
+# The committed records, and the part of README that is made from them; on a GPU:
+# make results DEVICE=cuda RUNS=runs-cuda
 results: compare mnist
-	$(BIN)/python -m experiments.report.readme runs/card runs/mnist
+	$(BIN)/python -m experiments.report.readme $(RUNS)/card $(RUNS)/mnist
 
 readme: install
 	$(BIN)/python -m experiments.report.readme

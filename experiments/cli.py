@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, unknown
 
 INTERRUPTED = 130  # the shell's status for a program that SIGINT ended
 # Typer's base of usage errors, which it takes from click or from a copy of its own.
@@ -126,12 +126,16 @@ def compare(
     setting: Setting = [],  # noqa: B006
 ):
     """Compare guides over models and seeds, with gaps and error bars."""
+    import zoo
     from experiments.compare import compare as run
     from experiments.settings import read_settings, suite_names
     from experiments.svi import device as devices
 
     what = what or ["card"]
     is_suite = len(what) == 1 and what[0] in suite_names()
+    known = suite_names() + zoo.names()
+    if len(what) == 1 and not what[0].endswith(".py") and what[0] not in known:
+        raise unknown("suite or model", what[0], known)
     fit_settings = read_settings(setting) | ({} if steps is None else {"steps": steps})
     on_cpu = devices.resolve(device).type == "cpu"
     bar = Bar()
@@ -202,12 +206,15 @@ def main(arguments=None):
         status = app(args=arguments, prog_name="zoo", standalone_mode=False)
     except (ZooError, ClickException) as error:
         message = error.format_message() if isinstance(error, ClickException) else str(error)
-        console.print(f"zoo: {message}", markup=False)
+        if message:  # the help has been printed already where there is none
+            console.print(f"zoo: {message}", markup=False)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:  # Typer may answer an interrupt itself, and returns its status.
-        console.print("zoo: interrupted; the same command with --resume goes on")
+        console.print(
+            "zoo: interrupted; where it has an --out, the same command with --resume goes on"
+        )
     sys.exit(status or 0)
 
 

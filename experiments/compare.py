@@ -17,6 +17,8 @@ from experiments.svi.config import validated
 from guides import build as build_guide
 from zoo.errors import require
 
+TREE_CELLS = 500_000  # draws x data of a seed in posterior.nc
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -66,8 +68,8 @@ def compare(
     model and guide.  Returns a Comparison.
     Raises ZooError, before anything is written, for bad arguments.
     """
-    given = {p.name: p for p in models or [] if isinstance(p, zoo.Problem)}
-    names = None if models is None else [m.name if m in given.values() else str(m) for m in models]
+    given = {m.name: m for m in models or [] if isinstance(m, zoo.Problem)}
+    names = None if models is None else [getattr(m, "name", str(m)) for m in models]
     suite = _changed(
         load_suite(suite), {"models": names, "guides": guides, "seeds": seeds}, settings
     )
@@ -107,13 +109,21 @@ def _open(folder, runs, resume):
         )
     svi_fit.prepare(folder)
     checkpoint.write_bytes(plan_file, json.dumps(planned, indent=1).encode())
-    return {records.key(record) for record in records.read(folder / "records.jsonl")}
+    for leftover in folder.rglob(".*.tmp"):  # of a writer that was killed
+        leftover.unlink(missing_ok=True)
+    found = records.read(folder / "records.jsonl")
+    done = {records.key(record) for record in found if record["status"] != "died"}
+    for run in runs:
+        path = folder / run.label / f"seed-{run.seed}.safetensors"
+        if path.exists() and _key(run) not in done:
+            checkpoint.read(path)
+    return done
 
 
 def _read_plan(path):
     try:
         return json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, OSError):
         return None
 
 
@@ -131,22 +141,23 @@ def _execute(runs, problems, folder, done, workers, watcher):
         records.append(path, record)
         watcher.end(run, record)
 
-    if workers > 1:
+    if workers > 1 and waiting:
         cores = os.cpu_count() or 1
-        lost = {"status": "failed", "error": "the process that ran it died, out of memory perhaps"}
-        pool.run_all(
-            waiting,
-            partial(_by_name, folder=folder),
-            workers,
-            max(1, cores // min(workers, len(runs))),
-            watcher.step,
-            keep,
-            lambda run: keep(run, single.identity(run) | lost),
+        threads = max(1, cores // min(workers, len(runs)))
+        function = partial(_by_name, folder=folder)
+        pool.Pool(function, workers, threads, watcher.step, keep, partial(_keep_dead, keep)).run(
+            waiting
         )
         return
     for run in waiting:
         problem = problems[Path(run.model).stem]
         keep(run, single.run(run, problem, folder, partial(watcher.step, run)))
+
+
+def _keep_dead(keep, run, status):
+    """The record of a run whose process died; `resume` runs it again."""
+    error = f"its process died with exit status {status}, for want of memory perhaps"
+    keep(run, single.identity(run) | {"status": "died", "error": error})
 
 
 def _by_name(run, report, folder):
@@ -172,8 +183,13 @@ def _posteriors(problems, folder, ordered):
             fits[label] = svi_fit.load(problem, guide, folder / label, seeds)
             path = folder / label / "posterior.nc"
             if not path.exists():
-                bridge.write(fits[label].to_datatree(config.num_draws), path)
+                bridge.write(fits[label].to_datatree(_tree_draws(config, problem)), path)
     return fits
+
+
+def _tree_draws(config, problem):
+    """Draws for posterior.nc: those of the measures, fewer where the data are many."""
+    return max(2, min(config.num_draws, TREE_CELLS // len(problem.data.train)))
 
 
 def finished_seeds(ordered, label):

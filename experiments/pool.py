@@ -11,8 +11,10 @@ from multiprocessing.connection import wait
 import torch
 
 from experiments.svi.interrupt import Interrupted, noticing
+from zoo.errors import ZooError
 
 REPORT_SECONDS = 0.2
+PATIENCE = 15  # seconds that a worker has for its last checkpoint
 
 
 class Worker:
@@ -26,64 +28,83 @@ class Worker:
         with _deaf_to_interrupts():
             self.process.start()
         theirs.close()
-        self.task = None
-
-    def give(self, task):
-        """Start a task."""
-        self.task = task
-        self.pipe.send(task)
+        self.task, self.ready = None, False
 
     def end(self):
-        """Ask the process to end, and wait until it has."""
+        """Ask the process to end, and see that it does."""
         if self.process.is_alive():
             self.process.terminate()
+            self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
         self.process.join()
+        self.pipe.close()
 
 
-def run_all(tasks, function, workers, threads, on_step, on_result, on_death):
-    """Run function(task, report) for every task on `workers` processes.
+class Pool:
+    """Runs function(task, report) for tasks, and tells its owner what happens.
 
-    on_step(task, step) and on_result(task, result) are called here; on_death(task) where a worker
-    died at its task.  Raises Interrupted on SIGINT or SIGTERM, once the workers have ended.
+    on_step(task, step), on_result(task, result); on_death(task, exit_status) where a worker died
+    at its task.
     """
-    waiting, crew = list(tasks), []
-    with noticing() as interrupted:
+
+    def __init__(self, function, workers, threads, on_step, on_result, on_death):
+        self.function, self.workers, self.threads = function, workers, threads
+        self.on_step, self.on_result, self.on_death = on_step, on_result, on_death
+
+    def run(self, tasks):
+        """Run every task.  Raises Interrupted on a signal, once the workers have ended."""
+        self.waiting, self.crew = list(tasks), []
+        with noticing() as interrupted:
+            try:
+                while (self.waiting or self.crew) and not interrupted():
+                    while self.waiting and len(self.crew) < self.workers:
+                        self._hire()
+                    for pipe in wait([worker.pipe for worker in self.crew], REPORT_SECONDS):
+                        if not interrupted():
+                            self._listen(next(w for w in self.crew if w.pipe is pipe))
+            finally:
+                for worker in self.crew:
+                    worker.end()
+            if interrupted():
+                raise Interrupted
+
+    def _hire(self):
+        worker = Worker(self.function, self.threads)
+        worker.task = self.waiting.pop(0)
+        self.crew.append(worker)
+
+    def _listen(self, worker):
+        """Take one message of a worker, and give it its next task when it is done."""
         try:
-            crew = [Worker(function, threads) for _ in range(min(workers, len(waiting)))]
-            for worker in crew:
-                worker.give(waiting.pop(0))
-            while crew and not interrupted():
-                for pipe in wait([worker.pipe for worker in crew], timeout=REPORT_SECONDS):
-                    worker = next(worker for worker in crew if worker.pipe is pipe)
-                    _listen(worker, crew, waiting, function, threads, on_step, on_result, on_death)
-        finally:
-            for worker in crew:
-                worker.end()
-        if interrupted():
+            kind, value = worker.pipe.recv()
+            if kind == "step":
+                self.on_step(worker.task, value)
+                return
+            if kind == "done":
+                self.on_result(worker.task, value)
+                worker.task = self.waiting.pop(0) if self.waiting else None
+            worker.ready = True
+            if worker.task is not None:
+                worker.pipe.send(worker.task)
+                return
+        except (EOFError, ConnectionError):
+            self._bury(worker)
+        self.crew.remove(worker)
+        worker.end()
+
+    def _bury(self, worker):
+        worker.process.join(PATIENCE)
+        status = worker.process.exitcode
+        if status == 0:  # it was asked to end, so are we
             raise Interrupted
-
-
-def _listen(worker, crew, waiting, function, threads, on_step, on_result, on_death):
-    """Take one message of a worker, and give it its next task when it is done."""
-    try:
-        kind, value = worker.pipe.recv()
-    except (EOFError, ConnectionResetError):
-        on_death(worker.task)
-        worker.end()
-        crew.remove(worker)
-        if waiting:
-            crew.append(Worker(function, threads))
-            crew[-1].give(waiting.pop(0))
-        return
-    if kind == "step":
-        on_step(worker.task, value)
-        return
-    on_result(worker.task, value)
-    if waiting:
-        worker.give(waiting.pop(0))
-    else:
-        worker.end()
-        crew.remove(worker)
+        if not worker.ready:
+            raise ZooError(
+                f"a worker process ended at its start (exit status {status}): call from under "
+                "`if __name__ == '__main__':`, or with workers=1"
+            )
+        if worker.task is not None:
+            self.on_death(worker.task, status)
 
 
 def _serve(pipe, function, threads):
@@ -100,15 +121,19 @@ def _serve(pipe, function, threads):
             pipe.send(("step", step))
 
     try:
+        pipe.send(("ready", None))
         while True:
             pipe.send(("done", function(pipe.recv(), report)))
-    except (KeyboardInterrupt, EOFError, BrokenPipeError):
+    except (KeyboardInterrupt, EOFError, ConnectionError):
         os._exit(0)
 
 
 @contextmanager
 def _deaf_to_interrupts():
     """SIGINT is ignored inside, and by the processes started inside."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

@@ -4,10 +4,14 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from zoo.errors import ZooError
 
@@ -27,9 +31,12 @@ def read(path):
     if whole != content:
         os.truncate(path, len(whole))
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
+        found = [json.loads(line) for line in whole.splitlines()]
+        for record in found:
+            record["config"], record["status"], record["label"], record["seed"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ZooError(f"{path} is no file of records: {error}") from error
+    return found
 
 
 def append(path, record):
@@ -55,7 +62,15 @@ def environment(device_name):
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
         "device": device_name,
+        "threads": torch.get_num_threads(),
+        "command": _command(),
     }
+
+
+def _command():
+    """The command that this process runs, as its user typed it; None for any other program."""
+    name = Path(sys.argv[0]).name
+    return shlex.join([name, *sys.argv[1:]]) if name == "zoo" else None
 
 
 def _git(*arguments):

@@ -1,5 +1,6 @@
 """What a comparison is: suites as data, and the plan of runs that a suite stands for."""
 
+import hashlib
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,8 @@ from experiments.svi import device as devices
 from experiments.svi.config import FitConfig, Settings, validated
 from experiments.svi.estimators import resolve
 from experiments.svi.fit import seed_list
+from guides.checks import check_sites
+from guides.guide import Guide
 from zoo.errors import ZooError, require, unknown
 
 
@@ -38,6 +41,10 @@ class RunConfig(Settings):
 
     model: str
     model_options: dict = {}
+    data: str
+    """Hash of the data's rows."""
+    source: str | None = None
+    """Hash of a user's own file."""
     guide: str
     guide_options: dict = {}
     seed: int
@@ -48,7 +55,7 @@ class RunConfig(Settings):
     @property
     def label(self):
         """Name of the run without its seed, and of its folder: model-guide."""
-        return f"{Path(self.model).stem}-{self.guide}"
+        return f"{Path(self.model).stem}-{Path(self.guide).stem}"
 
 
 def suite_names():
@@ -81,15 +88,20 @@ def plan(suite, device="auto", problems=None):
         options = suite.model_options.get(name, {})
         if name not in problems:
             problems[name] = zoo.load(model, **options)
+        elif options:
+            raise ZooError(f"{name} was made in Python: give its options there, not as settings")
+        identity = problems[name].identity
         fit = validated(FitConfig, **(suite.fit | suite.fit_for.get(name, {})))
         fit = resolve(fit, problems[name])
         for guide in suite.guides:
-            guide_options = suite.guide_options.get(guide, {})
-            guides.build(guide, problems[name], **guide_options)
+            guide_options = guides.resolve(guide, suite.guide_options.get(guide, {}))
+            check_guide(problems[name], guides.build(guide, problems[name], **guide_options))
             runs += [
                 RunConfig(
                     model=model,
-                    model_options=options,
+                    model_options=identity["options"],
+                    data=identity["data"],
+                    source=_source(model),
                     guide=guide,
                     guide_options=guide_options,
                     seed=seed,
@@ -102,6 +114,24 @@ def plan(suite, device="auto", problems=None):
     labels = [(run.label, run.seed) for run in runs]
     require(len(set(labels)) == len(labels), "a model or guide is named twice in the comparison")
     return runs, problems
+
+
+def check_guide(problem, guide):
+    """Refuse a guide that does not match the problem, or has no rows to measure gaps by."""
+    check_sites(problem, guide)
+    require(
+        isinstance(guide, Guide),
+        "a comparison needs guides of guides.guide.Guide, whose rows split the gap; "
+        "experiments.fit takes any other",
+    )
+
+
+def _source(model):
+    """A short hash of a user's file, None for a registered model."""
+    path = Path(model)
+    if path.suffix != ".py":
+        return None
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _known(kind, settings, here, registered):

@@ -19,6 +19,7 @@ def run(config, problem, folder, report=None):
     """Fit and measure; the record says what came of it, a failure included."""
     started = time.perf_counter()
     device = torch.device(config.device)
+    devices.reset_peak_memory(device)
     record = identity(config)
     try:
         guide = guides.build(config.guide, problem, **config.guide_options)
@@ -57,6 +58,9 @@ def measure(problem, fitted, num_draws):
     with torch.enable_grad():
         own, best = own_and_best(problem, guide, problem.data.test)
     found["held_out"] = gaps(problem, own, problem.data.test, best.guide, num_draws)
+    if problem.truth.log_evidence is not None:
+        error = problem.evidence_error(problem.data.test).max().item()
+        found["held_out"]["evidence_error_max"] = error
     found["held_out"] |= {"row_steps": best.steps, "row_converged": best.converged}
     return found
 
@@ -80,7 +84,7 @@ def cost(fitted, device, started):
         "seconds_with_measures": time.perf_counter() - started,
         "steps": fitted.step,
         "steps_per_second": fitted.step / training,
-        "peak_memory_bytes": devices.peak_memory(device),
+        **devices.peak_memory(device),
     }
 
 

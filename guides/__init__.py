@@ -23,5 +23,9 @@ def build(name, problem, **options):
     Raises ZooError for an unknown guide or option, or latents that the guide does not suit.
     """
     make = _registry.find(name)
-    _registry.check_options(name, make, options, skip=1)
-    return make(problem, **options)
+    return make(problem, **_registry.resolve(name, make, options, skip=1))
+
+
+def resolve(name, options):
+    """The guide's options with its defaults written out."""
+    return _registry.resolve(name, _registry.find(name), options, skip=1)

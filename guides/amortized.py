@@ -12,16 +12,13 @@ Source: Kingma & Welling 2014, Auto-encoding variational Bayes;
 import guides
 from guides.guide import Guide
 from guides.sources import Encoder
-from zoo.errors import require
+from zoo.nets import check_hidden
 
 
 @guides.register
 def build(problem, family="auto", hidden=(100, 100)):
     """The guide; hidden: widths of the encoder's layers, () for a linear encoder."""
-    require(
-        all(isinstance(width, int) and width >= 1 for width in hidden),
-        f"hidden must list layer widths of at least 1, got {hidden!r}",
-    )
+    check_hidden(hidden)
     train = problem.data.train
 
     def encoder(latent, q):

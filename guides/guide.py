@@ -62,16 +62,17 @@ class Guide(PyroModule):
         """The same families with a free row for each of `num_data` data.
 
         start: {latent: (num_data, num_parameters)} to start from, else the families' start.
-        Latents outside the plate keep their rows.
+        Latents outside the plate keep their rows, and are trained no further.
         """
-        guide = Guide(self.name, problem, lambda _, q: Table(num_data, q.initial_row, sparse=False))
+        guide = Guide(self.name, problem, lambda _, q: Table(num_data, q.initial_row))
         guide.families = self.families
         for name, source in self.sources.items():
             if isinstance(source, Shared):
                 guide.sources[name].load_state_dict(source.state_dict())
+                guide.sources[name].requires_grad_(False)
             elif start is not None:
                 guide.sources[name].rows.weight.data.copy_(start[name])
-        return guide
+        return guide.eval()  # else Pyro warns of every parameter that is not trained
 
     def _sample(self, latent, rows):
         return pyro.sample(latent.name, self.families[latent.name](rows))

@@ -14,14 +14,14 @@ from zoo.nets import mlp
 class Table(nn.Module):
     """A free row per datum, looked up by index.
 
-    With sparse=True only the rows of a minibatch get gradients, so that a step costs O(batch)
-    whatever the number of rows.
+    `sparse()` makes its gradient sparse: only the rows of a minibatch are in it, so that a step
+    costs O(batch) whatever the number of rows, under an optimizer that knows of it.
     """
 
-    def __init__(self, num_data, initial_row, sparse=True):
+    def __init__(self, num_data, initial_row):
         super().__init__()
         self.initial_row = initial_row
-        self.rows = nn.Embedding(num_data, len(initial_row()), sparse=sparse)
+        self.rows = nn.Embedding(num_data, len(initial_row()))
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -29,6 +29,10 @@ class Table(nn.Module):
         with torch.no_grad():
             num_data = self.rows.num_embeddings
             self.rows.weight.copy_(torch.stack([self.initial_row() for _ in range(num_data)]))
+
+    def sparse(self):
+        """Make the gradient sparse."""
+        self.rows.sparse = True
 
     def forward(self, rows, index):
         if index is not None:

@@ -12,7 +12,7 @@ import zoo
 from experiments.cli import main
 
 COMMANDS = {
-    "unknown model": (["compare", "vea"], "unknown model 'vea'; known: vae,"),
+    "unknown model": (["compare", "vea"], "unknown suite or model 'vea'; known: vae,"),
     "unknown model of fit": (["fit", "gausian_lvm", "amortized"], "known: gaussian_lvm,"),
     "unknown guide": (
         ["compare", "vae", "--guide=amortised"],
@@ -50,6 +50,11 @@ COMMANDS = {
         "latent_dim must be a whole number from 1 to the data's 64, got 65",
     ),
     "latent_dim no number": (["fit", "vae", "amortized", "-o", "latent_dim=two"], "got 'two'"),
+    "latent_dim true": (["fit", "vae", "amortized", "-o", "latent_dim=true"], "got True"),
+    "hidden no list": (["fit", "vae", "amortized", "-o", "hidden=5"], "such as [100, 100], got 5"),
+    "window of one epoch": (["compare", "--set=flat_window=1"], "must be 0 or at least 10"),
+    "resume of nothing": (["fit", "vae", "amortized", "--resume"], "name it with out"),
+    "settings of no model": (["compare", "mnits"], "known: mnist,"),
     "no components": (["fit", "bernoulli_mixture", "amortized", "-o", "num_components=0"], "got 0"),
     "unknown noise": (["fit", "gaussian_lvm", "amortized", "-o", "noise=diag"], "known: diagonal,"),
     "layer of no width": (["fit", "vae", "amortized", "-o", "hidden=[0]"], "widths of at least 1"),
@@ -202,6 +207,38 @@ def test_rows_that_the_truth_is_asked_for(x, message):
             question(x)
 
 
+def test_no_plate_and_no_good_name_are_refused():
+    import pyro
+    import pyro.distributions as dist
+
+    def model(x=None, index=None):
+        pyro.sample("x", dist.Normal(0.0, 1.0).expand([5, 3]).to_event(2), obs=x)
+
+    data = zoo.data.as_dataset(torch.rand(5, 3))
+    with pytest.raises(zoo.ZooError, match=r"does not run|stand in no plate"):
+        zoo.Problem(model, data)
+    with pytest.raises(zoo.ZooError, match="a problem's name is letters"):
+        zoo.Problem(model, data, name="ppca_0.5")
+
+
+def test_damaged_records_and_checkpoints_stop_a_resumption(capsys, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["compare", "gaussian_lvm", "--guide=amortized", "--seeds=1", "--steps=2"]
+    arguments += [f"--out={out}", "--workers=1"]
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 0
+    capsys.readouterr()
+    (out / "records.jsonl").write_text('{"a": 1}\n')
+    assert "is no file of records" in refused([*arguments, "--resume"], capsys)
+    (out / "records.jsonl").unlink()
+    path = out / "gaussian_lvm-amortized" / "seed-0.safetensors"
+    path.write_bytes(path.read_bytes()[:99])
+    assert "is no checkpoint of this project, or truncated" in refused(
+        [*arguments, "--resume"], capsys
+    )
+
+
 def test_two_plates_are_refused():
     import pyro
     import pyro.distributions as dist
@@ -218,6 +255,10 @@ def test_two_plates_are_refused():
 def test_problems_made_in_python_run_in_one_process(tmp_path):
     with pytest.raises(zoo.ZooError, match="workers=1"):
         experiments.compare([zoo.load("vae")], out=tmp_path / "out", workers=2)
+    with pytest.raises(zoo.ZooError, match="give its options there"):
+        experiments.compare(
+            [zoo.load("vae")], out=tmp_path / "out", model_options={"vae": {"latent_dim": 7}}
+        )
     with pytest.raises(zoo.ZooError, match="named twice"):
         experiments.compare(["vae", "vae"], out=tmp_path / "out")
     assert not Path(tmp_path / "out").exists()

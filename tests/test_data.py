@@ -1,7 +1,10 @@
 """Data sets: shapes and means as published, hashes, caches, damaged and missing files."""
 
+import functools
 import gzip
 import hashlib
+import http.server
+import threading
 import time
 
 import numpy as np
@@ -96,6 +99,40 @@ def test_missing_file_without_network_is_one_line(small_set):
         assert part in message
     assert not (folder / "nltcs.valid.data").exists()
     assert not (folder / "prepared").exists()
+
+
+def test_download_of_a_wrong_hash_names_both_and_leaves_nothing(small_set, monkeypatch):
+    load, folder = small_set
+    (folder / "nltcs.valid.data").unlink()
+    served = folder / "served"
+    served.mkdir()
+    (served / "file").write_bytes(b"other")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        registry = dict(files.registry())
+        expected = registry["nltcs.valid.data"][0]
+        address = f"http://127.0.0.1:{server.server_port}/file"
+        registry["nltcs.valid.data"] = (expected, address)
+        monkeypatch.setattr(files, "registry", lambda: registry)
+        with pytest.raises(zoo.ZooError) as caught:
+            load()
+        message = str(caught.value)
+        assert f"expected sha256 {expected}" in message
+        assert f"found {hashlib.sha256(b'other').hexdigest()}" in message
+        right = b"0,0,0\n"
+        (served / "file").write_bytes(right)
+        registry["nltcs.valid.data"] = (hashlib.sha256(right).hexdigest(), address)
+        assert load().valid.tolist() == [[0, 0, 0]]
+        server.shutdown()
+    assert not list(folder.glob(".*"))
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(small_set):
+    load, folder = small_set
+    (folder / "prepared").write_text("in the way")
+    assert load().train.tolist() == [[0, 1, 1], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("content", [b"0,1,1\n1,0", b"", b"0,1,1\n1,0,2\n"])

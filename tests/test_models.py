@@ -94,10 +94,15 @@ def test_zoo_holds_exactly_its_model_files():
 
 
 def test_duplicate_name_is_refused(tmp_path):
+    before = zoo.names()
     path = tmp_path / "vae.py"
     path.write_text("import zoo\n@zoo.register\ndef build():\n    return None\n")
     with pytest.raises(zoo.ZooError, match="registered twice"):
         zoo.load(str(path))
+    other = tmp_path / "mine.py"
+    other.write_text("import zoo\n@zoo.register\ndef build():\n    return zoo.load('vae')\n")
+    assert zoo.load(str(other)).name == "mine"
+    assert zoo.names() == before
 
 
 def test_listing_the_zoo_builds_nothing(monkeypatch):

@@ -62,7 +62,8 @@ def shrink_mnist(monkeypatch):
 
 def test_make_targets_are_the_commands_that_readme_names():
     makefile = (ROOT / "Makefile").read_text()
-    assert "zoo compare --out runs/card" in makefile
+    assert "zoo compare --out $(RUNS)/card" in makefile
+    assert "RUNS ?= runs\n" in makefile
     for target in re.findall(r"`?make (\w+)", README + CONTRIBUTING):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 

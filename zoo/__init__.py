@@ -38,7 +38,7 @@ def load(name, **options):
     Raises ZooError for an unknown model or option, or for data that do not suit the model.
     """
     build = _registry.find(name)
-    _registry.check_options(Path(name).stem, build, options)
+    options = _registry.resolve(Path(name).stem, build, options)
     problem = build(**options)
     require(isinstance(problem, Problem), f"{Path(name).stem}: build must return a zoo.Problem")
     return problem.having(name=Path(name).stem, options=options)

@@ -75,7 +75,7 @@ def posterior(model, x):
 def build(data="digits", num_components=10):
     """The problem; data as `zoo.data.as_dataset` takes it, binary."""
     require(
-        isinstance(num_components, int) and num_components >= 1,
+        type(num_components) is int and num_components >= 1,
         f"num_components must be a whole number of at least 1, got {num_components!r}",
     )
     data = as_dataset(data, binary=True)

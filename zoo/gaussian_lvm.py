@@ -25,7 +25,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 import zoo
-from zoo.data import as_dataset
+from zoo.data import as_dataset, check_latent_dim
 from zoo.errors import require, unknown
 
 MIN_SCALE = 1e-3
@@ -121,10 +121,7 @@ def maximum_likelihood(model, x):
 def build(data="digits", latent_dim=2, noise="isotropic"):
     """The problem; data as `zoo.data.as_dataset` takes it; noise "isotropic" or "diagonal"."""
     data = as_dataset(data)
-    require(
-        isinstance(latent_dim, int) and 1 <= latent_dim <= data.width,
-        f"latent_dim must be a whole number from 1 to the data's {data.width}, got {latent_dim!r}",
-    )
+    check_latent_dim(latent_dim, data)
     if noise not in ("isotropic", "diagonal"):
         raise unknown("noise", noise, ["isotropic", "diagonal"])
     return zoo.Problem(

@@ -1,5 +1,7 @@
 """The contract: a problem is a model, its data, and what is known of the answer."""
 
+import json
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import copy
@@ -14,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import nn
 from torch.distributions import constraints
 
-from zoo.data.dataset import DataSet, check_rows
+from zoo.data.dataset import DataSet, as_rows, check_rows
 from zoo.errors import TruthUnavailable, ZooError, explained, require
 from zoo.program import Program
 
@@ -77,7 +79,7 @@ class Truth:
 NO_TRUTH = Truth("T4", "nothing is known of the exact evidence")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """A Pyro model, its data, and what is known of the answer.
 
@@ -94,9 +96,13 @@ class Problem:
     name: str = "own_problem"
     options: dict = field(default_factory=dict)
     latents: tuple[Latent, ...] = field(init=False)
-    plate: str | None = field(init=False)
+    plate: str = field(init=False)
 
     def __post_init__(self):
+        require(
+            re.fullmatch(r"[A-Za-z0-9_-]+", self.name),
+            f"a problem's name is letters, digits, '_' and '-', got {self.name!r}",
+        )
         if not isinstance(self.model, nn.Module):
             rows = self.data.train[:2]
             with explained(f"the model does not run on rows of shape {tuple(rows.shape)}"):
@@ -134,13 +140,30 @@ class Problem:
             object.__setattr__(other, name, value)
         return other
 
+    @property
+    def identity(self):
+        """What tells this problem from another: name, options and a hash of its data."""
+        plain = (str, int, float, bool, list, tuple, type(None))
+        options = {
+            name: value if isinstance(value, plain) else f"<{type(value).__name__}>"
+            for name, value in self.options.items()
+        }
+        identity = {"model": self.name, "options": options, "data": self.data.digest}
+        return json.loads(json.dumps(identity, default=str))
+
     def check_support(self, x, what="x"):
-        """Refuse rows of another width, non-finite ones, or outside the likelihood's support."""
+        """The rows as a tensor (n, d).
+
+        Raises ZooError for rows of another width, non-finite ones, or values outside the
+        likelihood's support.
+        """
+        x = x if isinstance(x, torch.Tensor) else as_rows(x)
         check_rows(x, what)
         width = self.data.width
         require(x.shape[-1] == width, f"{what} has {x.shape[-1]} columns, {self.name} has {width}")
         for rows in x.split(ROWS_AT_ONCE):
             _trace(self.model, rows)
+        return x
 
     def _truth(self, which, x):
         function = getattr(self.truth, which)
@@ -149,7 +172,7 @@ class Problem:
                 f"{self.name} knows no exact {which} (truth level {self.truth.level}: "
                 f"{self.truth.how})"
             )
-        self.check_support(x)
+        x = self.check_support(x)
         with torch.no_grad():
             return function(self.model, x)
 
@@ -164,8 +187,8 @@ def _trace(model, x):
     """A trace of the model on the rows, after checking each observed value's support."""
     store = pyro.get_param_store().scope()
     wrong = explained(f"the model does not run on rows of shape {tuple(x.shape)}")
-    unchecked = pyro.validation_enabled(False)
-    with wrong, torch.random.fork_rng([]), store, torch.no_grad(), unchecked:
+    unchecked, gpus = pyro.validation_enabled(False), [x.device] if x.is_cuda else []
+    with wrong, torch.random.fork_rng(gpus), store, torch.no_grad(), unchecked:
         trace = poutine.trace(model).get_trace(x)
     observed = [site for site in sample_sites(trace) if site["is_observed"]]
     require(observed, "the model observes no data: give its likelihood site obs=")
@@ -184,18 +207,19 @@ def _trace(model, x):
 
 
 def _structure(trace):
-    """The latents of a trace, and the one plate that holds the data (None without one)."""
+    """The latents of a trace, and the one plate that holds the data."""
     latents, plates = [], set()
     for site in sample_sites(trace):
         frames = tuple(frame.name for frame in site["cond_indep_stack"] if frame.vectorized)
         plates |= set(frames)
         if not site["is_observed"]:
             latents.append(_latent(site["name"], site["fn"], frames))
+    require(plates, "the data stand in no plate: open one with zoo.datum(x, index)")
     require(
-        len(plates) <= 1,
+        len(plates) == 1,
         f"data and latents stand in several plates ({', '.join(sorted(plates))}); one is possible",
     )
-    return tuple(latents), next(iter(plates), None)
+    return tuple(latents), next(iter(plates))
 
 
 def _latent(name, fn, plates):

@@ -29,7 +29,7 @@ class Program(nn.Module):
 
     def reset_parameters(self):
         """Set every parameter to its initial value, drawn afresh where that is random."""
-        with torch.random.fork_rng(enabled=not self.values), pyro.get_param_store().scope() as _:
+        with torch.random.fork_rng(enabled=not self.values), pyro.get_param_store().scope():
             trace = poutine.trace(self.function).get_trace(*self.args)
             store = pyro.get_param_store()
             found = {
@@ -77,4 +77,5 @@ class _Own(Messenger):
 
 
 def _key(name):
-    return name.replace(".", "__")
+    # The prefix keeps a parameter called "values" apart from ParameterDict's own attributes.
+    return "own_" + name.replace(".", "__")

@@ -17,21 +17,27 @@ class Registry:
         self.kind = kind
         self.package = package
         self._builds = {}
+        self._own = {}
 
     def register(self, build):
-        """Decorator: register `build` under the name of the file that defines it."""
+        """Decorator: register `build` under the name of the file that defines it.
+
+        A file outside the package is known by its path alone.
+        """
         path = Path(inspect.getfile(build)).resolve()
-        known = self._builds.get(path.stem)
-        if known is not None and Path(inspect.getfile(known)).resolve() != path:
+        if path.parent == self._folder():
+            self._builds[path.stem] = build
+            return build
+        if path.stem in self.names():
             raise ZooError(
-                f"{self.kind} {path.stem!r} is registered twice: {known.__module__} and {path}"
+                f"{self.kind} {path.stem!r} is registered twice: in {self.package}, and by {path}"
             )
-        self._builds[path.stem] = build
+        self._own[path] = build
         return build
 
     def names(self):
         """Sorted names of everything registered."""
-        for module in pkgutil.iter_modules(sys.modules[self.package].__path__):
+        for module in pkgutil.iter_modules([str(self._folder())]):
             if not module.ispkg and not module.name.startswith("_"):
                 importlib.import_module(f"{self.package}.{module.name}")
         return sorted(self._builds)
@@ -44,22 +50,31 @@ class Registry:
             raise unknown(self.kind, name, self.names())
         return self._builds[name]
 
-    def check_options(self, name, build, options, skip=0):
-        """Refuse options that `build` does not take; its first `skip` arguments are not options."""
-        known = list(inspect.signature(build).parameters)[skip:]
+    def resolve(self, name, build, options, skip=0):
+        """The options of `build` with its defaults written out.
+
+        The first `skip` arguments of `build` are not options.  Raises ZooError for an option that
+        it does not take.
+        """
+        parameters = list(inspect.signature(build).parameters.values())[skip:]
+        known = [parameter.name for parameter in parameters]
         for option in options:
             if option not in known:
                 if not known:
                     raise ZooError(f"{self.kind} {name!r} takes no options, got {option!r}")
                 raise unknown(f"option of {self.kind} {name!r}:", option, known)
+        return {p.name: p.default for p in parameters if p.default is not p.empty} | options
 
     def _from_file(self, path):
         require(path.is_file(), f"no such file: {path}")
+        self._own.pop(path, None)
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         with explained(f"{path} cannot be imported"):
             spec.loader.exec_module(module)
-        build = self._builds.get(path.stem)
-        if build is None or Path(inspect.getfile(build)).resolve() != path:
+        if path not in self._own:
             raise ZooError(f"{path} registers no {self.kind}; decorate its `build` with @register")
-        return build
+        return self._own[path]
+
+    def _folder(self):
+        return Path(sys.modules[self.package].__file__).resolve().parent

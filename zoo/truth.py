@@ -9,6 +9,7 @@ from torch.distributions import constraints
 
 RADIUS = 7.0  # the prior's mass beyond it is below 1e-11 in each dimension
 COARSEST, FINEST = 129, 1025  # points along an axis
+TOLERANCE = 0.01  # nats of stated error, above which a row goes on to a finer grid
 CELLS_AT_ONCE = 20_000_000  # bounds the memory whatever the number of rows
 
 
@@ -57,19 +58,24 @@ class Grid:
         return max(1, CELLS_AT_ONCE // len(self.points))
 
 
-def quadrature(log_likelihood, x, latent_dim, tolerance=0.01):
+def quadrature(log_likelihood, x, latent_dim, tolerance=TOLERANCE):
     """log p(x) of every row and its stated error, both (n,) nats.
 
     The rows whose stated error is above `tolerance` go on to a finer grid, until the finest; the
     error is returned either way.
     """
+    return _refine(log_likelihood, x, latent_dim, tolerance)[:2]
+
+
+def _refine(log_likelihood, x, latent_dim, tolerance):
+    """Evidence, stated error, and the number of points along an axis of the finest grid used."""
     value, error = torch.empty_like(x[:, 0]), torch.full_like(x[:, 0], math.inf)
     num_points = COARSEST
     while num_points <= FINEST and (coarse := error > tolerance).any():
         grid = Grid(log_likelihood, latent_dim, num_points, x)
         value[coarse], error[coarse] = grid.log_evidence(x[coarse])
         num_points = 2 * num_points - 1
-    return value, error
+    return value, error, (num_points + 1) // 2
 
 
 class GridPosterior(TorchDistribution):
@@ -83,10 +89,10 @@ class GridPosterior(TorchDistribution):
     support = constraints.real_vector
     has_rsample = False
 
-    def __init__(self, log_likelihood, x, latent_dim, num_points=257):
+    def __init__(self, log_likelihood, x, latent_dim):
         self.x, self.log_likelihood = x, log_likelihood
+        self.log_evidence, _, num_points = _refine(log_likelihood, x, latent_dim, TOLERANCE)
         self.grid = Grid(log_likelihood, latent_dim, num_points, x)
-        self.log_evidence, _ = quadrature(log_likelihood, x, latent_dim)
         super().__init__(x.shape[:1], (latent_dim,), validate_args=False)
 
     @property

@@ -23,9 +23,9 @@ from pyro.nn import PyroModule
 from torch import nn
 
 import zoo
-from zoo.data import as_dataset
-from zoo.errors import require, unknown
-from zoo.nets import mlp
+from zoo.data import as_dataset, check_latent_dim
+from zoo.errors import unknown
+from zoo.nets import check_hidden, mlp
 from zoo.truth import GridPosterior, quadrature
 
 OBSERVATIONS = ("bernoulli", "normal")
@@ -114,14 +114,8 @@ def build(data="digits", latent_dim=2, hidden=(100, 100), observations="bernoull
     if observations not in OBSERVATIONS:
         raise unknown("observations", observations, OBSERVATIONS)
     data = as_dataset(data, binary=observations == "bernoulli")
-    require(
-        isinstance(latent_dim, int) and 1 <= latent_dim <= data.width,
-        f"latent_dim must be a whole number from 1 to the data's {data.width}, got {latent_dim!r}",
-    )
-    require(
-        all(isinstance(width, int) and width >= 1 for width in hidden),
-        f"hidden must list layer widths of at least 1, got {hidden!r}",
-    )
+    check_latent_dim(latent_dim, data)
+    check_hidden(hidden)
     return zoo.Problem(
         model=VAE(data.width, latent_dim, tuple(hidden), observations),
         data=data,

@@ -27,14 +27,15 @@ def to_datatree(fit, num_draws=100):
     """An ArviZ DataTree of a Fit on its training data.
 
     posterior: every latent, (chain, draw, plate, ...); chain is the seed.
-    log_likelihood: every observed site, (chain, draw, plate).
+    log_likelihood: every observed site, (chain, draw, plate); where a discrete latent makes most
+    draws equal, ties are broken by a billionth, since `az.loo` refuses them.
     sample_stats: log_p and log_q of every draw and datum, nats; `elbo` (chain, step), the bound's
     estimate a datum at every step; both of these log densities leave out terms outside the plate,
     which are `shared_log_p` and `shared_log_q` where there are any.
     observed_data: the rows; constant_data: their labels where there are any.
     """
     require(num_draws >= 1, f"num_draws must be at least 1, got {num_draws}")
-    data, plate = fit.problem.data, fit.problem.plate or "datum"
+    data, plate = fit.problem.data, fit.problem.plate
     pairs = list(zip(fit.models, fit.guides, strict=True))
     each = [draw(model, guide, data.train, num_draws) for model, guide in pairs]
     sites = list(each[0].log_likelihood)

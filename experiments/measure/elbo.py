@@ -44,14 +44,17 @@ class Estimate:
 
 
 @torch.no_grad()
-def draw(model, guide, x, num_draws, seed=0):
-    """`num_draws` draws of the guide for all rows x (n, d), by a random stream of their own."""
-    at_once = max(1, CELLS_AT_ONCE // len(x))
+def draw(model, guide, x, num_draws, seed=0, index=None):
+    """`num_draws` draws of the guide for the rows x (n, d), by a random stream of their own.
+
+    index: (b,) draws for these rows only.
+    """
+    at_once = max(1, CELLS_AT_ONCE // (len(x) if index is None else len(index)))
     gpus = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(gpus), isolated():
         torch.manual_seed(seed)
         sizes = [min(at_once, num_draws - done) for done in range(0, num_draws, at_once)]
-        return _join([_draw(model, guide, x, size) for size in sizes])
+        return _join([_draw(model, guide, x, index, size) for size in sizes])
 
 
 def elbo(draws):
@@ -63,21 +66,21 @@ def elbo(draws):
     return Estimate(bounds.mean().item(), se)
 
 
-def _draw(model, guide, x, size):
+def _draw(model, guide, x, index, size):
     def vectorized(program):
         with pyro.plate("draws", size, dim=-2):
-            return program(x)
+            return program(x, index)
 
     guide_trace = poutine.trace(vectorized).get_trace(guide)
     replayed = poutine.replay(vectorized, trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(model)
     model_trace.compute_log_prob()
     guide_trace.compute_log_prob()
-    shape = (size, len(x))
+    shape = (size, len(x) if index is None else len(index))
     latents, likelihood = {}, {}
     for site in sample_sites(model_trace):
         if site["is_observed"]:
-            likelihood[site["name"]] = site["log_prob"].expand(shape)
+            likelihood[site["name"]] = site["unscaled_log_prob"].expand(shape)
         else:
             local = any(f.name != "draws" for f in site["cond_indep_stack"] if f.vectorized)
             value = site["value"]
@@ -91,7 +94,7 @@ def _sums(trace, shape):
     """The log densities of a trace's sites inside the plate, (draws, n), and outside, (draws,)."""
     inside, outside = torch.zeros(shape), torch.zeros(shape[0])
     for site in sample_sites(trace):
-        log_prob = site["log_prob"]
+        log_prob = site["unscaled_log_prob"]
         inside, outside = inside.to(log_prob), outside.to(log_prob)
         if any(f.name != "draws" for f in site["cond_indep_stack"] if f.vectorized):
             inside = inside + log_prob

@@ -45,7 +45,9 @@ def fit_rows(problem, guide, x, start=None, rule=RULE):
     start: {latent: (n, num_parameters)}, the family's own start where None.  steps of the answer
     is the largest number over blocks of rows, converged whether every block met the rule.
     """
-    problem.check_support(x)
+    x = problem.check_support(x)
+    if not any(latent.local for latent in problem.latents):
+        return RowFit(guide, 0, True)
     config = resolve(rule, problem)
     particles = min(8, max(1, ROWS_AT_ONCE // len(x)))
     exact = config.estimator == "enumeration"

@@ -5,10 +5,9 @@ import math
 import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
+from experiments.measure.elbo import draw
 from experiments.report.table import rows
 
 GUIDE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -39,9 +38,8 @@ def draw_figures(folder, records, fits):
 def bounds(records):
     """The bound during training against steps and against seconds, with bands over seeds."""
     models = list(dict.fromkeys(_model(record) for record in records))
-    figure, axes = plt.subplots(
-        len(models), 2, figsize=(8, 2.3 * len(models)), squeeze=False, sharey="row"
-    )
+    figure = Figure(figsize=(8, 2.3 * len(models)))
+    axes = figure.subplots(len(models), 2, squeeze=False, sharey="row")
     for (left, right), model in zip(axes, models, strict=True):
         group = [record for record in records if _model(record) == model]
         for guide, color in _colors(r["config"]["guide"] for r in records).items():
@@ -76,11 +74,12 @@ def gap_bars(records):
     known = [row for row in rows(records) if row["approximation gap"] is not None]
     if not known:
         return None
-    figure, axis = plt.subplots(figsize=(8, 0.45 * len(known) + 1.4))
+    figure = Figure(figsize=(8, 0.45 * len(known) + 1.4))
+    axis = figure.subplots()
     names = [f"{row['model']}, {row['guide']}" for row in known]
     left = np.zeros(len(known))
     for column, color in (("approximation gap", "#56b4e9"), ("amortization gap", "#e69f00")):
-        width = np.array([max(row[column][0], 0) for row in known])
+        width = np.array([row[column][0] for row in known])
         axis.barh(names, width, left=left, color=color, label=column)
         left += width
     errors = [row["total gap"][1] or 0 for row in known]
@@ -105,17 +104,12 @@ def latent_plane(model, group):
         return None
     labels = first.data.train_labels
     classes = int(labels.max()) + 1
-    cmap = plt.get_cmap("tab10" if classes <= 10 else "turbo", classes)
-    figure, axes = plt.subplots(
-        *(1, len(group)),
-        figsize=(4 * len(group) + 0.6, 4.2),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        layout="constrained",
-    )
+    cmap = mpl.colormaps["tab10" if classes <= 10 else "turbo"].resampled(classes)
+    figure = Figure(figsize=(4 * len(group) + 0.6, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(group), squeeze=False, sharex=True, sharey=True)
     for axis, (guide, fit) in zip(axes[0], group.items(), strict=True):
-        mean = fit.draws(100)[planes[0]][0].mean(0)
+        draws = draw(fit.models[0], fit.guides[0], first.data.train, 100)
+        mean = draws.latents[planes[0]].mean(0)
         points = axis.scatter(
             *mean.T, c=labels, cmap=cmap, vmin=-0.5, vmax=classes - 0.5, s=6, linewidth=0
         )
@@ -140,7 +134,8 @@ def pictures(model, group, columns=12):
             0
         )
         lines[f"prior draws,\n{guide}"] = _prior_means(problem, columns)
-    figure, axes = plt.subplots(len(lines), 1, figsize=(8, 0.85 * len(lines) + 0.3))
+    figure = Figure(figsize=(8, 0.85 * len(lines) + 0.3))
+    axes = figure.subplots(len(lines), 1)
     for axis, (name, images) in zip(axes, lines.items(), strict=True):
         strip = _strip(images, first.data.image_shape)
         axis.imshow(strip, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
@@ -182,7 +177,6 @@ def _strip(images, shape):
 def _save(figure, path):
     if figure is not None:
         figure.savefig(path)
-        plt.close(figure)
 
 
 def _by_model(fits):

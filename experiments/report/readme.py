@@ -29,11 +29,13 @@ def take(folder):
     found = records.read(Path(folder) / "records.jsonl")
     require(found, f"no records in {folder}")
     target = RESULTS / f"{Path(folder).name}-{found[0]['config']['device'].split(':')[0]}"
+    title = title_of(target)
     shutil.rmtree(target, ignore_errors=True)
     (target / "figures").mkdir(parents=True)
     for record in found:
+        require(record["status"] == "ok", f"{folder} holds a run that failed: {record['run']}")
         records.append(target / "records.jsonl", record)
-    (target / "table.md").write_text(markdown_table(title_of(target), found))
+    (target / "table.md").write_text(markdown_table(title, found))
     (target / "table.csv").write_text(csv_table(found))
     for path in (Path(folder) / "figures").glob("*.png"):
         shutil.copy(path, target / "figures")

@@ -44,14 +44,17 @@ def caption(records):
     estimators = sorted({r["config"]["fit"]["estimator"] for r in records})
     steps = sorted({r["cost"]["steps"] for r in done}) or ["no"]
     words = "Steps of SVI a run: " + ", ".join(f"{n:,}" if n != "no" else n for n in steps)
+    errors = [r["measures"]["held_out"].get("evidence_error_max") for r in done]
+    error = max((e for e in errors if e is not None), default=None)
+    stated = "" if error is None else f"Largest stated error of an evidence: {error:.4f}. "
     met = sum(bool(r["measures"]["held_out"]["row_converged"]) for r in done)
     return (
         "Nats a datum; log evidence and gaps on held-out data under each fit's own parameters; "
         "± is the standard error over seeds. total gap = log evidence − ELBO = approximation gap "
         "+ amortization gap. A table has no answer for new data, so its held-out rows are fitted "
-        f"and its amortization gap is 0 by definition. The row fits met their rule in {met} of "
-        f"{len(done)} runs. {words}; seconds are those of training. Estimators: "
-        f"{', '.join(estimators)}. Device: {first['environment']['device']} "
+        f"and its amortization gap is 0 by definition. {stated}"
+        f"The row fits met their rule in {met} of {len(done)} runs. {words}; "
+        f"seconds are those of training. Estimators: {', '.join(estimators)}. Device: {first['environment']['device']} "
         f"({first['config']['device']})."
     )
 

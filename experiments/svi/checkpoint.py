@@ -42,7 +42,8 @@ def read(path):
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["json"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+            _check(tensors := {n: file.get_tensor(n) for n in file.keys()}, facts)  # noqa: SIM118
+            return tensors, facts
     except FileNotFoundError as error:
         raise ZooError(f"no checkpoint at {path}") from error
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -50,6 +51,14 @@ def read(path):
         raise ZooError(
             f"{path} is no checkpoint of this project, or truncated: {reason}"
         ) from error
+
+
+def _check(tensors, facts):
+    """Raise KeyError or TypeError unless this is what a run writes."""
+    for name in ("losses", "seconds", "order", "random"):
+        tensors[name]
+    for name in ("seed", "step", "config", "problem", "flats", "finished"):
+        facts[name]
 
 
 def part(tensors, prefix):

@@ -39,8 +39,15 @@ def name(device):
         return "CPU"
 
 
-def peak_memory(device):
-    """Largest memory in bytes: of the GPU's tensors, or of this process on the CPU."""
+def reset_peak_memory(device):
+    """Begin to count a GPU's peak memory anew; a process on the CPU has one peak for its life."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device):
+    """The largest memory in bytes: of the GPU's tensors, or of this process so far on the CPU."""
+    if device.type == "cuda":
+        return {"peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(device)}
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak_process_memory_bytes": 1024 * kilobytes}

@@ -17,6 +17,8 @@ from pyro.infer.trace_elbo import _compute_log_r
 from zoo.errors import ZooError, require
 from zoo.problem import sample_sites
 
+MIN_WINDOW = 10  # shorter windows say nothing of a trend
+
 
 class FitError(ZooError):
     """A run that had to stop: the message names the site and the step."""
@@ -24,6 +26,10 @@ class FitError(ZooError):
 
 def resolve(config, problem):
     """The config with estimator and num_particles written out for this problem."""
+    require(
+        config.flat_window == 0 or config.flat_window >= MIN_WINDOW,
+        f"flat_window must be 0 or at least {MIN_WINDOW} epochs, got {config.flat_window}",
+    )
     discrete = [latent for latent in problem.latents if latent.support.is_discrete]
     finite = all(latent.num_values for latent in discrete)
     estimator = config.estimator
@@ -47,7 +53,7 @@ def elbo(config, problem):
     return kind[config.estimator](
         num_particles=config.num_particles,
         vectorize_particles=config.num_particles > 1,
-        max_plate_nesting=0 if problem.plate is None else 1,
+        max_plate_nesting=1,
     )
 
 
@@ -55,8 +61,10 @@ class Finite:
     """Mixin of an ELBO: a loss that is not finite stops before the parameters are touched."""
 
     def loss_and_grads(self, model, guide, *args):
+        before = torch.get_rng_state()
         loss = super().loss_and_grads(model, guide, *args)
         if not math.isfinite(loss):
+            torch.set_rng_state(before)  # on the CPU, the same draws again
             raise FitError(f"the loss is {loss} {_blame(model, guide, args)}")
         return loss
 
@@ -101,7 +109,7 @@ class LeaveOneOut(Finite, Trace_ELBO):
 
 
 def _blame(model, guide, args):
-    """Which parameter or site is not finite, in words; sites from a fresh draw."""
+    """Which parameter or site is not finite, in words; sites from draws made anew."""
     with torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
         guide_trace = poutine.trace(guide).get_trace(*args)
         model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args)
@@ -113,4 +121,4 @@ def _blame(model, guide, args):
         for site in sample_sites(trace):
             if not torch.isfinite(site["fn"].log_prob(site["value"])).all():
                 return f"at site {site['name']!r} of the {where}"
-    return "at no single site of a fresh draw"
+    return "at no single site of draws made anew"

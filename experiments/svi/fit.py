@@ -91,6 +91,7 @@ def fit(problem, guide, steps=2000, seeds=1, device="auto", out=None, resume=Fal
     Raises ZooError for bad arguments or an unfit guide, FitError where the loss is not finite.
     """
     config = resolve(validated(FitConfig, steps=steps, **options), problem)
+    require(out is not None or not resume, "resume goes on in a folder: name it with out")
     device, seeds = devices.resolve(device), seed_list(seeds)
     check_sites(problem, as_module(guide, problem))
     runs = [fit_seed(problem, guide, config, seed, device, out, resume) for seed in seeds]
@@ -109,7 +110,11 @@ def fit_seed(problem, guide, config, seed, device, out=None, resume=False, repor
         path = None if out is None else Path(out) / f"seed-{seed}.safetensors"
         if path is not None:
             prepare(path.parent)
-            if resume and path.exists():
+            require(
+                resume or not path.exists(),
+                f"{path} is there: go on with --resume, or name another --out",
+            )
+            if path.exists():
                 run.load(path)
         if not run.finished:
             train(run, problem, Saver(path, config.checkpoint_seconds, interrupted, report))
@@ -157,7 +162,6 @@ def load(problem, guide, folder, seeds):
     for seed in seed_list(seeds):
         path = Path(folder) / f"seed-{seed}.safetensors"
         tensors, facts = checkpoint.read(path)
-        require({"config", "seed"} <= set(facts), f"{path} is no checkpoint of a run")
         config = validated(FitConfig, **facts["config"])
         with torch.random.fork_rng([]):
             run = Run.start(problem, guide, config, seed, torch.device("cpu"))
@@ -169,11 +173,11 @@ def load(problem, guide, folder, seeds):
 
 def seed_list(seeds):
     """(0, ..., seeds - 1) for a number, the seeds themselves for a list."""
-    if isinstance(seeds, int):
+    if type(seeds) is int:
         require(seeds >= 1, f"seeds must be at least 1, got {seeds}")
         return tuple(range(seeds))
-    seeds = tuple(seeds)
-    good = seeds and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
+    seeds = tuple(seeds) if isinstance(seeds, list | tuple | range) else (seeds,)
+    good = seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
     require(good, f"seeds must be a number or a list of whole numbers from 0, got {seeds!r}")
     require(len(set(seeds)) == len(seeds), f"seeds must differ, got {seeds!r}")
     return seeds

@@ -11,15 +11,23 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def noticing():
-    """Yields a function that says whether a signal came; outside the main thread it never does."""
+    """Yields a function that says whether a signal came; outside the main thread it never does.
+
+    A second signal does not wait: it raises KeyboardInterrupt.  Signals that this process ignores
+    stay ignored.
+    """
     caught = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {
-        number: signal.signal(number, lambda number, _: caught.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+
+    def notice(number, frame):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, notice) for number in heard}
     try:
         yield lambda: bool(caught)
     finally:

@@ -9,6 +9,7 @@ from torch import nn
 
 from experiments.svi import checkpoint
 from experiments.svi.optimizer import JointAdam
+from guides.sources import Table
 from zoo.errors import explained, require
 from zoo.program import Program
 
@@ -41,6 +42,7 @@ class Run:
         self.batches = Batches(len(data), config.batch_size, data.device)
         self.optimizer = JointAdam(self.modules, config.learning_rate, config.row_learning_rate)
         self.losses, self.seconds, self.flats, self.finished = [], [], 0, False
+        self.problem = None
         self._started = time.perf_counter()
 
     @classmethod
@@ -49,7 +51,12 @@ class Run:
         torch.manual_seed(seed)
         modules = nn.ModuleList(deepcopy([problem.model, as_module(guide, problem)]))
         reset(modules)
-        return cls(*modules.to(device), problem.data.train.to(device), config, seed)
+        for module in modules.modules():
+            if isinstance(module, Table):
+                module.sparse()
+        run = cls(*modules.to(device), problem.data.train.to(device), config, seed)
+        run.problem = problem.identity
+        return run
 
     @property
     def step(self):
@@ -100,6 +107,7 @@ class Run:
     def _facts(self):
         config = self.config.model_dump(exclude={"checkpoint_seconds"})
         return {
+            "problem": self.problem,
             "seed": self.seed,
             "config": config,
             "flats": self.flats,

@@ -1,13 +1,15 @@
 """`DataSet`: the rows that a problem is trained and tested on, checked once."""
 
+import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
 from zoo.errors import ZooError, require
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DataSet:
     """Rows to train on and rows held out, with what is known of them.
 
@@ -29,6 +31,13 @@ class DataSet:
     def width(self):
         """Number of columns of a row."""
         return self.train.shape[-1]
+
+    @cached_property
+    def digest(self):
+        """A short hash of the rows to train on and those held out."""
+        blocks = (self.train, self.test)
+        content = b"".join(block.cpu().contiguous().numpy().tobytes() for block in blocks)
+        return hashlib.sha256(content).hexdigest()[:16]
 
     def map(self, function):
         """The same set with `function` applied to every block of rows."""
@@ -59,7 +68,7 @@ def as_dataset(data, binary=False):
         data = data.binarized() if binary else data
     elif not isinstance(data, DataSet):
         train, test = data if isinstance(data, tuple) and len(data) == 2 else (data, data)
-        data = DataSet("own data", _rows(train), _rows(test))
+        data = DataSet("own data", as_rows(train), as_rows(test))
     check_rows(data.train, "train", at_least=2)
     check_rows(data.test, "test", at_least=1)
     require(
@@ -67,6 +76,14 @@ def as_dataset(data, binary=False):
         f"test rows have {data.test.shape[-1]} columns, train rows {data.width}",
     )
     return data
+
+
+def check_latent_dim(latent_dim, data):
+    """Refuse a latent dimension that is no whole number from 1 to the data's width."""
+    require(
+        type(latent_dim) is int and 1 <= latent_dim <= data.width,
+        f"latent_dim must be a whole number from 1 to the data's {data.width}, got {latent_dim!r}",
+    )
 
 
 def check_rows(rows, what, at_least=1):
@@ -84,10 +101,10 @@ def check_rows(rows, what, at_least=1):
         )
 
 
-def _rows(values):
+def as_rows(values):
+    """A tensor of torch's default type from a tensor, an array, or lists of numbers."""
     try:
-        rows = torch.as_tensor(values)
-        return rows if rows.is_floating_point() else rows.to(torch.get_default_dtype())
+        return torch.as_tensor(values).to(torch.get_default_dtype())
     except (TypeError, ValueError, RuntimeError) as error:
         raise ZooError(
             f"data must be a set's name or rows of numbers, got {values!r:.60}"

@@ -48,11 +48,33 @@ def fetch(name):
                 f"delete it and fetch it again from {url}"
             )
         return path
+    _download(url, path, expected)
+    return path
+
+
+def _download(url, path, expected):
+    """Fetch to a name of its own, and move it to `path` once its hash is right."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    means = (
+        f"fetch {url} into {path.parent}, or point ZOO_DATA at a folder that holds {path.name} "
+        f"(sha256 {expected})"
+    )
     try:
-        return Path(pooch.retrieve(url, expected, fname=name, path=folder(), progressbar=False))
+        pooch.retrieve(url, None, fname=part.name, path=path.parent)
+        found = pooch.file_hash(str(part))
+        if found != expected:
+            raise ZooError(
+                f"{path} was fetched with a wrong hash: expected sha256 {expected}, "
+                f"found {found}; {means}"
+            )
+        os.replace(part, path)
+    except ZooError:
+        raise
     except Exception as error:
-        reason = type(error).__name__ if not isinstance(error, ValueError) else "wrong hash"
+        reason = type(error).__name__
         raise ZooError(
-            f"{path} is missing and could not be fetched ({reason}): expected sha256 {expected}; "
-            f"fetch {url} into {folder()}, or point ZOO_DATA at a folder that holds it"
+            f"{path} is missing (expected sha256 {expected}, found nothing) and could not be "
+            f"fetched ({reason}); {means}"
         ) from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The sets themselves: where each comes from and how its files become rows."""
 
 import gzip
+from contextlib import suppress
 from functools import cache
 
 import numpy as np
@@ -62,7 +63,8 @@ def _prepared(name, prepare):
     arrays = packed.load(path)
     if arrays is None:
         arrays = prepare(*(files.fetch(file) for file in _FILES[name]))
-        packed.save(path, arrays)
+        with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            packed.save(path, arrays)
     return arrays
 
 
@@ -79,9 +81,11 @@ def _text_set(name, width, **known):
 def _read_text(path, width):
     """Rows of 0 and 1, whatever stands between them: (n, width) bool."""
     characters = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-    digits = characters[(characters == ord("0")) | (characters == ord("1"))]
+    is_digit = (characters == ord("0")) | (characters == ord("1"))
+    digits = characters[is_digit]
     others = set(np.unique(characters).tolist()) - set(b"01, \r\n")
-    if others or len(digits) % width:
+    ends = is_digit.cumsum()[characters == ord("\n")]
+    if others or len(digits) % width or (ends % width).any():
         raise ZooError(f"{path} is malformed: expected rows of {width} values 0 or 1")
     return (digits == ord("1")).reshape(-1, width)
 
