@@ -54,7 +54,8 @@ def caption(records):
         "+ amortization gap. A table has no answer for new data, so its held-out rows are fitted "
         f"and its amortization gap is 0 by definition. {stated}"
         f"The row fits met their rule in {met} of {len(done)} runs. {words}; "
-        f"seconds are those of training. Estimators: {', '.join(estimators)}. Device: {first['environment']['device']} "
+        f"seconds are those of training. Estimators: {', '.join(estimators)}. "
+        f"Device: {first['environment']['device']} "
         f"({first['config']['device']})."
     )
 
