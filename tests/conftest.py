@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -54,6 +55,20 @@ def problem(request):
 def guide_name(request):
     """Name of every registered guide."""
     return request.param
+
+
+@pytest.fixture
+def diverging_problem():
+    """A problem whose loss is finite at first, until steps of 0.1 make its variance negative."""
+
+    def model(x=None, index=None):
+        variance = pyro.param("variance", torch.full((), 0.15))
+        with zoo.datum(x, index) as rows:
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            observed = dist.Normal(0.0, variance.sqrt(), validate_args=False)
+            pyro.sample("x", observed, obs=None if rows is None else rows[:, 0])
+
+    return zoo.Problem(model, zoo.data.as_dataset(torch.zeros(9, 1)), name="diverging")
 
 
 @pytest.fixture

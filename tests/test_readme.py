@@ -100,6 +100,15 @@ def test_results_part_is_what_the_generator_makes():
     assert readme.made_anew(README) == README
 
 
+def test_committed_mnist_record_reaches_its_target():
+    """A test ELBO of at least -105 nats within ten minutes of training."""
+    found = records.read(readme.RESULTS / "mnist-cpu" / "records.jsonl")
+    (record,) = [r for r in found if r["config"]["guide"] == "amortized"]
+    assert record["config"]["model_options"]["hidden"] == [200, 200]
+    assert record["measures"]["held_out"]["elbo_per_datum"] >= -105
+    assert record["cost"]["seconds"] <= 600
+
+
 @pytest.mark.parametrize("folder", sorted(readme.RESULTS.glob("*-*")), ids=lambda path: path.name)
 def test_committed_tables_are_those_of_their_records(folder):
     found = records.read(folder / "records.jsonl")

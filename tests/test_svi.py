@@ -145,19 +145,10 @@ def test_function_models_with_pyro_param_and_pyro_module_start_afresh():
     assert not list(pyro.get_param_store().keys())
 
 
-def test_loss_that_is_not_finite_names_the_site_and_the_step():
-    def model(x=None, index=None):
-        # Finite at the start; the first steps make the variance negative.
-        variance = pyro.param("variance", torch.full((), 0.15))
-        with zoo.datum(x, index) as rows:
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-            observed = dist.Normal(0.0, variance.sqrt(), validate_args=False)
-            pyro.sample("x", observed, obs=None if rows is None else rows[:, 0])
-
-    problem = zoo.Problem(model, zoo.data.as_dataset(torch.zeros(9, 1)))
-    guide = guides.build("mean_field", problem)
+def test_loss_that_is_not_finite_names_the_site_and_the_step(diverging_problem):
+    guide = guides.build("mean_field", diverging_problem)
     with pytest.raises(FitError, match=r"step [1-9]\d*: the loss is nan at site 'x' of the model"):
-        experiments.fit(problem, guide, steps=500, learning_rate=0.1)
+        experiments.fit(diverging_problem, guide, steps=500, learning_rate=0.1)
 
 
 def test_cusum_is_calibrated_and_has_power():

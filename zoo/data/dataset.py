@@ -54,30 +54,6 @@ class DataSet:
         return self.map(lambda rows: (rows >= 0.5).to(rows.dtype))
 
 
-def as_dataset(data, binary=False):
-    """A `DataSet` from a set's name, a `DataSet`, or a tensor or array of rows.
-
-    data: a name, a DataSet, (n, d) rows, or a tuple (train, test) of such rows; rows without
-    test rows are held out from themselves.  binary: threshold the named sets at 0.5.
-    Raises ZooError where the rows are no finite (n, d) block of at least two rows.
-    """
-    from zoo.data.sets import load
-
-    if isinstance(data, str):
-        data = load(data)
-        data = data.binarized() if binary else data
-    elif not isinstance(data, DataSet):
-        train, test = data if isinstance(data, tuple) and len(data) == 2 else (data, data)
-        data = DataSet("own data", as_rows(train), as_rows(test))
-    check_rows(data.train, "train", at_least=2)
-    check_rows(data.test, "test", at_least=1)
-    require(
-        data.test.shape[-1] == data.width,
-        f"test rows have {data.test.shape[-1]} columns, train rows {data.width}",
-    )
-    return data
-
-
 def check_latent_dim(latent_dim, data):
     """Refuse a latent dimension that is no whole number from 1 to the data's width."""
     require(
