@@ -128,11 +128,10 @@ def pictures(model, group, columns=12):
     lines = {"data": first.data.train[:columns]}
     for guide, fit in group.items():
         problem = fit.problems[0]
-        latents = {name: draws[0] for name, draws in fit.draws(100).items()}
-        latents = {name: draws[:, :columns] for name, draws in latents.items()}
-        lines[f"reconstruction,\n{guide}"] = problem.predictive_mean(problem.model, **latents).mean(
-            0
-        )
+        shown = torch.arange(len(lines["data"]))
+        latents = draw(problem.model, fit.guides[0], first.data.train, 100, index=shown).latents
+        expected = problem.predictive_mean(problem.model, **latents)
+        lines[f"reconstruction,\n{guide}"] = expected.mean(0)
         lines[f"prior draws,\n{guide}"] = _prior_means(problem, columns)
     figure = Figure(figsize=(8, 0.85 * len(lines) + 0.3))
     axes = figure.subplots(len(lines), 1)
