@@ -42,4 +42,4 @@ def _unpack(file, name):
     shape = tuple(file[f"{name}:shape"])
     if f"{name}:bits" not in file.files:
         return file[f"{name}:plain"].reshape(shape)
-    return np.unpackbits(file[f"{name}:bits"], axis=1, count=shape[1]).astype(bool)
+    return np.unpackbits(file[f"{name}:bits"], axis=1, count=shape[1]).view(bool)
