@@ -194,8 +194,11 @@ def run_command(out, errors):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_a_checkpoint_and_one_line(number, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)],
+)
+def test_a_signal_ends_it_with_a_checkpoint_and_one_line(number, whole_group, tmp_path):
     with open(tmp_path / "errors", "w") as errors:
         process = run_command(tmp_path / "out", errors)
         deadline = time.monotonic() + 60
@@ -203,10 +206,7 @@ def test_a_signal_ends_it_with_a_checkpoint_and_one_line(number, tmp_path):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.1)
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
+        (os.killpg if whole_group else os.kill)(process.pid, number)
         assert process.wait(timeout=60) == 130
     said = (tmp_path / "errors").read_text()
     assert "interrupted; where it has an --out" in said
