@@ -92,6 +92,10 @@ def _changed(suite, chosen, settings):
     for name, value in settings.items():
         mergeable = isinstance(value, dict) and isinstance(values.get(name), dict)
         values[name] = values[name] | value if mergeable else value
+    for name, own in values["fit_for"].items():
+        # What the caller sets for every model outweighs what the suite sets for one.
+        chosen_for = settings.get("fit_for", {}).get(name, {})
+        values["fit_for"][name] = own | settings.get("fit", {}) | chosen_for
     return validated(Suite, **values)
 
 

@@ -34,6 +34,14 @@ COMMANDS = {
         ["compare", "--set=steps=many"],
         "steps: input should be a valid int",
     ),
+    "negative rate": (
+        ["compare", "vae", "--set=learning_rate=-1"],
+        "learning_rate: input should be",
+    ),
+    "rate that is no number": (
+        ["compare", "--set=learning_rate=nan"],
+        "learning_rate: input should",
+    ),
     "negative steps": (["fit", "vae", "amortized", "--steps=-1"], "steps: input should be greater"),
     "no steps": (
         ["compare", "--steps=0"],

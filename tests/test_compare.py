@@ -66,6 +66,22 @@ def test_record_holds_the_resolved_config_and_its_environment(finished):
     assert record["cost"]["peak_process_memory_bytes"] > 1e6
 
 
+def test_settings_of_the_caller_outweigh_the_suites():
+    from experiments.compare import _changed
+    from experiments.settings import load_suite, plan
+
+    card = load_suite("card")
+    assert card.fit_for["vae"]["learning_rate"] != 0.5
+    for settings, expected in (
+        ({}, card.fit_for["vae"]["learning_rate"]),
+        ({"fit": {"learning_rate": 0.5}}, 0.5),
+        ({"fit": {"learning_rate": 0.5}, "fit_for": {"vae": {"learning_rate": 0.25}}}, 0.25),
+    ):
+        suite = _changed(card, {"models": ["vae"], "seeds": 1}, settings)
+        runs, _ = plan(suite)
+        assert {run.fit.learning_rate for run in runs} == {expected}
+
+
 def test_table_is_the_mean_and_error_of_the_records(finished):
     bounds = [r["measures"]["held_out"]["elbo_per_datum"] for r in finished.records[:2]]
     mean, se = sum(bounds) / 2, abs(bounds[0] - bounds[1]) / 2
