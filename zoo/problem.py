@@ -66,7 +66,9 @@ class Truth:
     """What is known of the answer, at one of the levels T0 to T4.
 
     log_evidence(model, x) -> (n,) nats; posterior(model, x) -> a distribution over the local
-    latents; evidence_error(model, x) -> (n,) nats, the stated error of the evidence.
+    latents; evidence_error(model, x) -> (n,) nats, the stated error of the evidence.  For a joint
+    problem, whose rows share a latent, the evidence and its error are of all rows together, (),
+    and the posterior is that of the shared latents.
     """
 
     level: str
@@ -84,7 +86,8 @@ class Problem:
     """A Pyro model, its data, and what is known of the answer.
 
     model: a Pyro program `model(x=None, index=None)`, a module or a plain function.
-    data: a DataSet.  log_joint(model, x, **latents): the density written a second time, (..., n).
+    data: a DataSet.  log_joint(model, x, **latents): the density written a second time, (..., n),
+    or (...) for a joint problem.
     predictive_mean(model, **latents): E[x given the latents], for pictures; optional.
     """
 
@@ -113,8 +116,15 @@ class Problem:
         self.check_support(self.data.train, "train")
         self.check_support(self.data.test, "test")
 
+    @property
+    def joint(self):
+        """Whether the rows share a latent, so that evidence and gaps are of all rows together."""
+        return not all(latent.local for latent in self.latents)
+
     def log_evidence(self, x):
         """Exact log p(x) of every row under the model's parameters as they are: (n,) nats.
+
+        For a joint problem that of all rows together: ().
 
         Raises TruthUnavailable where the problem does not know it, ZooError for unfit rows.
         """
@@ -130,7 +140,7 @@ class Problem:
     def evidence_error(self, x):
         """Stated error of `log_evidence` for every row: (n,) nats, zero at T0."""
         if self.truth.level == "T0":
-            return torch.zeros(len(x))
+            return torch.zeros(() if self.joint else len(x))
         return self._truth("evidence_error", x)
 
     def having(self, **fields):

@@ -34,6 +34,11 @@ class Draws:
         """log p - log q of every draw and datum: (draws, n)."""
         return self.log_p - self.log_q
 
+    @property
+    def total_log_weight(self):
+        """log p - log q of every draw and all data together: (draws,) in float64."""
+        return self.log_weight.double().sum(1) + self.shared_log_p - self.shared_log_q
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -60,10 +65,18 @@ def draw(model, guide, x, num_draws, seed=0, index=None):
 def elbo(draws):
     """The bound divided by the number of data, nats, with its standard error over draws."""
     num_data = draws.log_p.shape[1]
-    shared = draws.shared_log_p - draws.shared_log_q
-    bounds = (draws.log_weight.double().sum(1) + shared) / num_data
+    bounds = draws.total_log_weight / num_data
     se = bounds.std().item() / math.sqrt(len(bounds)) if len(bounds) > 1 else math.nan
     return Estimate(bounds.mean().item(), se)
+
+
+def log_weights(problem, guide, x, num_draws, seed=0):
+    """log p - log q of every draw and independent unit: (draws, units) nats.
+
+    The units are the rows of x; those of a joint problem are one unit together.
+    """
+    draws = draw(problem.model, guide, x, num_draws, seed)
+    return draws.total_log_weight[:, None] if problem.joint else draws.log_weight
 
 
 def _draw(model, guide, x, index, size):
