@@ -18,19 +18,40 @@ from guides.guide import Guide
 from zoo.errors import ZooError, require, unknown
 
 
+class MeasureConfig(Settings):
+    """What is measured of a fitted guide, and how much is spent on it."""
+
+    num_draws: int = Field(100, ge=2)
+    """Draws of each posterior for the bound and for posterior.nc."""
+    restarts: int = Field(1, ge=0)
+    """Further searches for the best of the family, of which each datum keeps the best."""
+    pareto_rows: int = Field(1000, ge=1)
+    """The largest number of data whose Pareto k is found."""
+    pareto_draws: int = Field(1000, ge=100)
+    """Draws a datum for its Pareto k."""
+    simulations: int = Field(500, ge=0)
+    """Data simulated from the fitted model for ranks and coverage; 0 leaves them out."""
+    rank_draws: int = Field(199, ge=19)
+    """Draws among which a simulated latent is ranked."""
+    interval_rows: int = Field(100, ge=0)
+    """Data whose evidence is put between two bounds where it is not known exactly; 0: none."""
+    interval_steps: int = Field(1000, ge=10)
+    """Temperatures of annealed importance sampling for that."""
+
+
 class Suite(Settings):
     """Models x guides x seeds with their settings, as a TOML file in experiments/suites says it.
 
-    fit: fields of FitConfig; fit_for, model_options, guide_options: by name of model or guide.
+    fit: fields of FitConfig; measure: of MeasureConfig; fit_for, model_options, guide_options: by
+    name of model or guide.
     """
 
     title: str = "Comparison"
     models: list[str] = Field(min_length=1)
     guides: list[str] = Field(min_length=1)
     seeds: int | list[int] = 5
-    num_draws: int = Field(100, ge=2)
-    """Draws of each posterior for the bound and for posterior.nc."""
     fit: dict = {}
+    measure: dict = {}
     fit_for: dict[str, dict] = {}
     model_options: dict[str, dict] = {}
     guide_options: dict[str, dict] = {}
@@ -49,8 +70,8 @@ class RunConfig(Settings):
     guide_options: dict = {}
     seed: int
     device: str
-    num_draws: int
     fit: FitConfig
+    measure: MeasureConfig
 
     @property
     def label(self):
@@ -82,6 +103,7 @@ def plan(suite, device="auto", problems=None):
     for where in (suite.fit_for, suite.model_options):
         _known("model", where, {Path(model).stem for model in suite.models}, zoo.names())
     _known("guide", suite.guide_options, set(suite.guides), guides.names())
+    measure = validated(MeasureConfig, **suite.measure)
     runs = []
     for model in suite.models:
         name = Path(model).stem
@@ -106,8 +128,8 @@ def plan(suite, device="auto", problems=None):
                     guide_options=guide_options,
                     seed=seed,
                     device=device,
-                    num_draws=suite.num_draws,
                     fit=fit,
+                    measure=measure,
                 )
                 for seed in seed_list(suite.seeds)
             ]

@@ -2,6 +2,7 @@
 
 log p(x) - ELBO = [log p(x) - best ELBO of the family]  approximation gap
                 + [best ELBO of the family - ELBO]      amortization gap
+Where log p(x) is known as an interval only, so are the gaps that need it.
 Source: Cremer, Li & Duvenaud 2018, Inference suboptimality in variational autoencoders, eq. 5-6.
 """
 
@@ -9,26 +10,32 @@ import math
 
 import torch
 
-from experiments.measure.elbo import draw
-from experiments.measure.rows import fit_rows
+from experiments.measure.elbo import log_weights
+from experiments.measure.rows import fit_joint, fit_rows
 
 
-def gaps(problem, guide, x, best, num_draws=100):
+def gaps(problem, guide, x, best, num_draws=100, interval=None):
     """The bound, the evidence where it is known, and the gaps, as nats a datum.
 
-    guide: fitted, with an answer for every row of x (n, d).  best: a guide with the best row of
-    the same family for each.  Returns {measure: value, measure_se: value}; the standard errors
-    are over data.  Gaps that need the evidence are left out where it is not known.
+    guide: fitted, with an answer for every row of x (n, d).  best: a guide with the best member
+    of the same family.  interval: (lower, upper), each (n,) nats, for an evidence that is not known
+    exactly; a joint problem's are ().  Returns {measure_per_datum: value, its _se: value}; the
+    standard errors are over data, for a joint problem over draws.  Gaps that need the evidence are
+    left out where nothing is known of it.
     """
     own = _bounds(problem, guide, x, num_draws)
     top = own if best is guide else _bounds(problem, best, x, num_draws)
     found = {"elbo": own, "amortization_gap": top - own}
     if problem.truth.log_evidence is not None:
-        evidence = problem.log_evidence(x).double()
+        interval, ends = [problem.log_evidence(x)], [""]
+    elif interval is not None:
+        ends = ["_lower", "_upper"]
+    for end, evidence in zip(ends, interval, strict=True) if interval else ():
+        evidence = evidence.double() / (len(x) if problem.joint else 1)
         found |= {
-            "log_evidence": evidence,
-            "total_gap": evidence - own,
-            "approximation_gap": evidence - top,
+            f"log_evidence{end}": evidence.expand_as(own),
+            f"total_gap{end}": evidence - own,
+            f"approximation_gap{end}": evidence - top,
         }
     return summary(found)
 
@@ -42,20 +49,27 @@ def summary(per_datum):
     return found
 
 
-def own_and_best(problem, guide, x):
-    """(own, best): RowFits of the guide's own answer for new data and of its family's best.
+def own_and_best(problem, guide, x, restarts=0):
+    """(own, best): RowFits of the guide's own answer for the rows x and of its family's best.
 
     A table has no answer for new data, so its own is its best.  An encoder's rows are where the
-    search for the best starts.
+    first search for the best starts; restarts start elsewhere.  For a joint problem, whose shared
+    latents belong to the rows that it was fitted to, x must be those rows.
     """
+    if problem.joint:
+        return guide, fit_joint(problem, guide, x, restarts)
     if guide.tabular:
-        fitted = fit_rows(problem, guide, x)
+        fitted = fit_rows(problem, guide, x, restarts=restarts)
         return fitted.guide, fitted
     with torch.no_grad():
         start = guide.rows(x)
-    return guide, fit_rows(problem, guide, x, start)
+    return guide, fit_rows(problem, guide, x, start, restarts)
 
 
 def _bounds(problem, guide, x, num_draws):
-    """Each datum's bound from the mean over draws: (n,) float64."""
-    return draw(problem.model, guide, x, num_draws).log_weight.double().mean(0)
+    """Replicates of the bound a datum, float64: (n,) means over draws, or a joint problem's draws.
+
+    Their mean is the bound, and their spread its error.
+    """
+    weights = log_weights(problem, guide, x, num_draws).double()
+    return weights[:, 0] / len(x) if problem.joint else weights.mean(0)
