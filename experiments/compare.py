@@ -193,7 +193,7 @@ def _posteriors(problems, folder, ordered):
 
 def _tree_draws(config, problem):
     """Draws for posterior.nc: those of the measures, fewer where the data are many."""
-    return max(2, min(config.num_draws, TREE_CELLS // len(problem.data.train)))
+    return max(2, min(config.measure.num_draws, TREE_CELLS // len(problem.data.train)))
 
 
 def finished_seeds(ordered, label):

@@ -35,8 +35,10 @@ class MeasureConfig(Settings):
     """Draws among which a simulated latent is ranked."""
     interval_rows: int = Field(100, ge=0)
     """Data whose evidence is put between two bounds where it is not known exactly; 0: none."""
-    interval_steps: int = Field(1000, ge=10)
-    """Temperatures of annealed importance sampling for that."""
+    interval_draws: int = Field(5000, ge=1)
+    """Draws a datum of the importance-weighted bound for that."""
+    interval_temperatures: int = Field(200, ge=1)
+    """Temperatures of annealed importance sampling for that, with 16 chains a datum."""
 
 
 class Suite(Settings):

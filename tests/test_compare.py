@@ -18,7 +18,8 @@ import zoo
 from experiments import records
 from experiments.svi.interrupt import Interrupted
 
-TINY = {"fit": {"steps": 12, "batch_size": 700, "checkpoint_seconds": 1e-3}, "num_draws": 4}
+FEW = {"num_draws": 4, "restarts": 0, "simulations": 20, "pareto_draws": 100}
+TINY = {"fit": {"steps": 12, "batch_size": 700, "checkpoint_seconds": 1e-3}, "measure": FEW}
 PAIRS = ["gaussian_lvm", "bernoulli_mixture"]
 
 
@@ -102,7 +103,7 @@ def test_without_resume_nothing_is_overwritten(finished):
     with pytest.raises(zoo.ZooError, match="go on with --resume"):
         tiny_compare(finished.folder)
     with pytest.raises(zoo.ZooError, match="another comparison"):
-        tiny_compare(finished.folder, resume=True, num_draws=5)
+        tiny_compare(finished.folder, resume=True, measure=FEW | {"num_draws": 5})
     assert (finished.folder / "records.jsonl").read_bytes() == before
 
 
@@ -134,7 +135,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(diverging_problem, tm
         seeds=1,
         out=tmp_path,
         fit=TINY["fit"] | {"learning_rate": 0.1},
-        num_draws=4,
+        measure=FEW,
     )
     assert [record["status"] for record in found.records] == ["failed", "ok"]
     assert "the loss is nan at site 'x' of the model" in found.failed[0]["error"]

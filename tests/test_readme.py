@@ -18,6 +18,7 @@ from experiments.report import readme, table
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+QUICK_MEASURE = {"num_draws": 4, "restarts": 0, "simulations": 20, "pareto_draws": 100}
 QUICK = {
     "fit": ["--steps=3"],
     "compare": ["--steps=2", "--seeds=1", "--set=batch_size=500", "--workers=1"],
@@ -85,7 +86,7 @@ def test_contributed_model_runs_and_knows_its_density(tmp_path):
     path = tmp_path / "poisson_factors.py"
     path.write_text(block)
     found = experiments.compare(
-        [str(path)], seeds=1, out=tmp_path / "out", fit={"steps": 30}, num_draws=4
+        [str(path)], seeds=1, out=tmp_path / "out", fit={"steps": 30}, measure=QUICK_MEASURE
     )
     assert not found.failed
     assert "| poisson_factors | mean_field |" in found.table

@@ -298,7 +298,7 @@ def test_gpu_reaches_the_bound_of_the_cpu(name, guide_name):
 
 @pytest.mark.gpu
 def test_comparison_on_a_gpu_measures_and_resumes(tmp_path):
-    settings = {"fit": {"steps": 20}, "num_draws": 4, "device": "cuda", "seeds": 1}
+    settings = {"fit": {"steps": 20}, "measure": {"num_draws": 4}, "device": "cuda", "seeds": 1}
     found = experiments.compare(out=tmp_path, **settings)
     assert not found.failed
     assert experiments.compare(out=tmp_path, resume=True, **settings).records == found.records

@@ -15,13 +15,20 @@ from experiments.measure.rows import fit_joint, fit_rows
 
 
 def gaps(problem, guide, x, best, num_draws=100, interval=None):
-    """The bound, the evidence where it is known, and the gaps, as nats a datum.
+    """Means of `gap_values` as {measure_per_datum: value, measure_per_datum_se: standard error}.
+
+    The errors are over data, for a joint problem over draws.
+    """
+    return summary(gap_values(problem, guide, x, best, num_draws, interval))
+
+
+def gap_values(problem, guide, x, best, num_draws=100, interval=None):
+    """The bound, the evidence where it is known, and the gaps, as nats a datum: {measure: (n,)}.
 
     guide: fitted, with an answer for every row of x (n, d).  best: a guide with the best member
     of the same family.  interval: (lower, upper), each (n,) nats, for an evidence that is not known
-    exactly; a joint problem's are ().  Returns {measure_per_datum: value, its _se: value}; the
-    standard errors are over data, for a joint problem over draws.  Gaps that need the evidence are
-    left out where nothing is known of it.
+    exactly; (1,) each for a joint problem, whose values are one a draw, divided by n.  Gaps that
+    need the evidence are left out where nothing is known of it.
     """
     own = _bounds(problem, guide, x, num_draws)
     top = own if best is guide else _bounds(problem, best, x, num_draws)
@@ -37,7 +44,7 @@ def gaps(problem, guide, x, best, num_draws=100, interval=None):
             f"total_gap{end}": evidence - own,
             f"approximation_gap{end}": evidence - top,
         }
-    return summary(found)
+    return found
 
 
 def summary(per_datum):

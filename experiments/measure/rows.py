@@ -137,14 +137,21 @@ def _search(problem, guide, x, start, rule, seed):
 
 def _fit_block(problem, frozen, whole, x, block, config):
     """Fit the rows of one block, and put them into the whole table."""
-    start = {name: rows.detach() for name, rows in whole.rows(x).items()}
-    start = {name: rows[block] for name, rows in start.items()}
-    part = whole.with_table(problem, len(block), start).to(x.device)
+    part = restricted(problem, whole, x, block)
     run = Run(frozen, part, x[block], config, seed=0)
     train(run, problem)
     for name, rows in part.rows(x[block]).items():
         whole.sources[name].rows.weight.data[block] = rows.detach()
     return run
+
+
+def restricted(problem, guide, x, index):
+    """The guide for the rows x[index] alone, where it has an answer for every row of x."""
+    if not getattr(guide, "tabular", False):
+        return guide
+    with torch.no_grad():
+        start = {name: rows[index] for name, rows in guide.rows(x).items()}
+    return guide.with_table(problem, len(index), start).to(x.device)
 
 
 def _scattered(guide, num_data, device):

@@ -5,58 +5,97 @@ import io
 import math
 import statistics
 
-COLUMNS = {
+BOUNDS = {
     "train ELBO": ("measures", "train", "elbo_per_datum"),
     "held-out ELBO": ("measures", "held_out", "elbo_per_datum"),
-    "log evidence": ("measures", "held_out", "log_evidence_per_datum"),
-    "total gap": ("measures", "held_out", "total_gap_per_datum"),
-    "approximation gap": ("measures", "held_out", "approximation_gap_per_datum"),
-    "amortization gap": ("measures", "held_out", "amortization_gap_per_datum"),
+    "log evidence": ("measures", "gaps", "log_evidence_per_datum"),
+    "total gap": ("measures", "gaps", "total_gap_per_datum"),
+    "approximation gap": ("measures", "gaps", "approximation_gap_per_datum"),
+    "amortization gap": ("measures", "gaps", "amortization_gap_per_datum"),
+    "training gap": None,  # against the other guides of the model, see _training_gaps
     "seconds": ("cost", "seconds"),
 }
+DIAGNOSTICS = {
+    "generalization gap": ("measures", "held_out", "generalization_gap_per_datum"),
+    "k > 0.7": ("measures", "pareto", "share_above"),
+    "median k": ("measures", "pareto", "median"),
+    "50 % covers": ("measures", "calibration", "coverage_50"),
+    "90 % covers": ("measures", "calibration", "coverage_90"),
+    "ranks refused": ("measures", "calibration", "refused"),
+}
+PERCENT = ("k > 0.7", "50 % covers", "90 % covers")
+COLUMNS = BOUNDS | DIAGNOSTICS
+INTERVALS = ("log evidence", "total gap", "approximation gap")
 
 
 def rows(records):
     """One dict per model and guide: names, seeds, and {column: (mean, se) or None}.
 
-    se is the spread over seeds divided by the root of their number; None for one seed.
+    se is the spread over seeds divided by the root of their number; None for one seed.  The columns
+    in INTERVALS have "... lower" and "... upper" beside, for an evidence between two bounds.
     """
     labels = list(dict.fromkeys(record["label"] for record in records))
-    return [_row([r for r in records if r["label"] == label]) for label in labels]
+    found = [_row([r for r in records if r["label"] == label]) for label in labels]
+    for row in found:
+        row["training gap"] = _training_gap(row, [r for r in found if r["model"] == row["model"]])
+    return found
 
 
 def markdown_table(title, records):
-    """The table as Markdown, with a caption that says what its numbers are."""
-    head = ["model", "guide", *COLUMNS, "seeds"]
-    lines = [_line(head), _line(["---", "---", *["---:"] * (len(COLUMNS) + 1)])]
-    for row in rows(records):
-        cells = [_cell(row[column], column) for column in COLUMNS]
-        lines.append(_line([row["model"], row["guide"], *cells, f"{row['ok']}/{row['all']}"]))
+    """The tables as Markdown, with a caption that says what their numbers are."""
+    found = rows(records)
     failed = [r for r in records if r["status"] != "ok"]
     notes = [f"- {r['run']} failed: {r['error']}" for r in failed]
-    return "\n\n".join([f"**{title}**", "\n".join(lines), caption(records), *notes]) + "\n"
+    parts = [f"**{title}**", _markdown(found, BOUNDS), caption(records)]
+    parts += [_markdown(found, DIAGNOSTICS), diagnostics_caption(records), *notes]
+    return "\n\n".join(parts) + "\n"
 
 
 def caption(records):
-    """What the numbers are, and how they came about."""
+    """What the numbers of the first table are, and how they came about."""
     first = records[0]
     done = [r for r in records if r["status"] == "ok"]
     estimators = sorted({r["config"]["fit"]["estimator"] for r in records})
     steps = sorted({r["cost"]["steps"] for r in done}) or ["no"]
     words = "Steps of SVI a run: " + ", ".join(f"{n:,}" if n != "no" else n for n in steps)
-    errors = [r["measures"]["held_out"].get("evidence_error_max") for r in done]
+    errors = [_get(r, ("measures", "gaps", "evidence_error_max")) for r in done]
     error = max((e for e in errors if e is not None), default=None)
     stated = "" if error is None else f"Largest stated error of an evidence: {error:.4f}. "
-    met = sum(bool(r["measures"]["held_out"]["row_converged"]) for r in done)
+    met = sum(bool(r["measures"]["gaps"]["row_converged"]) for r in done)
     return (
         "Nats a datum; log evidence and gaps on held-out data under each fit's own parameters; "
         "± is the standard error over seeds. total gap = log evidence − ELBO = approximation gap "
-        "+ amortization gap. A table has no answer for new data, so its held-out rows are fitted "
-        f"and its amortization gap is 0 by definition. {stated}"
-        f"The row fits met their rule in {met} of {len(done)} runs. {words}; "
-        f"seconds are those of training. Estimators: {', '.join(estimators)}. "
-        f"Device: {first['environment']['device']} "
-        f"({first['config']['device']})."
+        "+ amortization gap. training gap: by how much the model's exact evidence on the training "
+        "data stays below that of the guide that trained it best. A table has no answer for new "
+        "data, so its held-out rows are fitted and its amortization gap is 0 by definition. "
+        f"{stated}{_interval_words(records)}"
+        f"The searches for the best of the family met their rule in {met} of {len(done)} runs. "
+        f"{words}; seconds are those of training. Estimators: {', '.join(estimators)}. "
+        f"Device: {first['environment']['device']} ({first['config']['device']})."
+    )
+
+
+def _interval_words(records):
+    """What an evidence in brackets is, where there is one."""
+    if not any(_get(r, ("measures", "gaps", "log_evidence_lower_per_datum")) for r in records):
+        return ""
+    count = records[0]["config"]["measure"]["interval_rows"]
+    return (
+        f"[a, b]: not known exactly; measured on {count} held-out data, where a is a lower bound "
+        "and b adds the width that bidirectional Monte Carlo finds on data simulated from the fit. "
+    )
+
+
+def diagnostics_caption(records):
+    """What the numbers of the second table are."""
+    measure = records[0]["config"]["measure"]
+    return (
+        "generalization gap: train ELBO − held-out ELBO. k: Pareto shape of log p − log q of "
+        f"{measure['pareto_draws']:,} draws a datum; above 0.7 the guide cannot be mended by "
+        "importance sampling. 50 % and 90 % covers: how often the guide's central interval holds "
+        f"the latent that made the datum, over {measure['simulations']:,} data simulated from the "
+        "fit. ranks refused: share of the quantities (latents and log joint density) whose ranks "
+        "leave the simultaneous 95 % band, which is 0 for an exact guide but once in 20 runs."
     )
 
 
@@ -64,12 +103,19 @@ def csv_table(records):
     """The table as CSV: mean and se of every column, full precision."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = [f"{column.replace(' ', '_')}{end}" for column in COLUMNS for end in ("", "_se")]
+    ends = [f"{column} {end}" for column in INTERVALS for end in ("lower", "upper")]
+    columns = [*COLUMNS, *ends]
+    names = [f"{_identifier(column)}{end}" for column in columns for end in ("", "_se")]
     writer.writerow(["model", "guide", *names, "seeds_ok", "seeds"])
     for row in rows(records):
-        numbers = [number for column in COLUMNS for number in row[column] or ("", "")]
+        numbers = [number for column in columns for number in row[column] or ("", "")]
         writer.writerow([row["model"], row["guide"], *numbers, row["ok"], row["all"]])
     return out.getvalue()
+
+
+def _identifier(column):
+    words = column.replace(">", "above").replace("%", "percent").replace("-", "_")
+    return words.replace(" ", "_")
 
 
 def _row(group):
@@ -80,13 +126,40 @@ def _row(group):
         "guide": group[0]["config"]["guide"],
         "ok": len(done),
         "all": len(group),
+        "evidence": {r["seed"]: _get(r, TRAIN_EVIDENCE) for r in done},
     }
-    return row | {column: _mean(done, path) for column, path in COLUMNS.items()}
+    row |= {column: _mean(done, path) for column, path in COLUMNS.items() if path}
+    for column in INTERVALS:
+        path = BOUNDS[column]
+        for end in ("lower", "upper"):
+            name = path[-1].replace("_per_datum", f"_{end}_per_datum")
+            row[f"{column} {end}"] = _mean(done, (*path[:-1], name))
+    return row
+
+
+TRAIN_EVIDENCE = ("measures", "train", "log_evidence_per_datum")
+
+
+def _training_gap(row, group):
+    """(mean, se) over seeds of the best guide's evidence minus this one's; None if unknown.
+
+    The seeds are paired: the best guide is the one whose mean evidence is highest.
+    """
+    known = [r for r in group if r["evidence"] and None not in r["evidence"].values()]
+    if row not in known:
+        return None
+    best = max(known, key=lambda r: statistics.fmean(r["evidence"].values()))
+    common = row["evidence"].keys() & best["evidence"].keys()
+    return _mean_and_se([best["evidence"][s] - row["evidence"][s] for s in sorted(common)])
 
 
 def _mean(records, path):
     """(mean, se) of a field over records, or None where it is in none."""
     values = [value for value in (_get(record, path) for record in records) if value is not None]
+    return _mean_and_se(values)
+
+
+def _mean_and_se(values):
     if not values:
         return None
     se = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
@@ -99,13 +172,29 @@ def _get(record, path):
     return record
 
 
-def _cell(mean_and_se, column):
-    if mean_and_se is None:
-        return "unknown"
-    mean, se = mean_and_se
-    digits = 1 if column == "seconds" else 3
-    text = f"{mean:.{digits}f}".replace("-0.000", "0.000")
-    return text if se is None else f"{text} ± {se:.{digits}f}"
+def _markdown(found, columns):
+    head = ["model", "guide", *columns, "seeds"]
+    lines = [_line(head), _line(["---", "---", *["---:"] * (len(columns) + 1)])]
+    for row in found:
+        cells = [_cell(row, column) for column in columns]
+        lines.append(_line([row["model"], row["guide"], *cells, f"{row['ok']}/{row['all']}"]))
+    return "\n".join(lines)
+
+
+def _cell(row, column):
+    if row[column] is None:
+        low, high = row.get(f"{column} lower"), row.get(f"{column} upper")
+        return "unknown" if low is None else f"[{_number(low[0], 3)}, {_number(high[0], 3)}]"
+    mean, se = row[column]
+    factor, sign = (100, " %") if column in PERCENT else (1, "")
+    digits = 1 if column == "seconds" or column in PERCENT else 2 if "k" in column.split() else 3
+    text = _number(factor * mean, digits)
+    return text + sign if se is None else f"{text} ± {factor * se:.{digits}f}{sign}"
+
+
+def _number(value, digits):
+    zero = f"{0:.{digits}f}"
+    return f"{value:.{digits}f}".replace(f"-{zero}", zero)
 
 
 def _line(cells):

@@ -1,0 +1,160 @@
+"""Everything that is measured of one fitted guide."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from experiments.measure import pareto
+from experiments.measure.bidirectional import evidence_interval
+from experiments.measure.calibration import Calibration, calibrate
+from experiments.measure.elbo import draw, elbo
+from experiments.measure.gaps import gap_values, own_and_best, summary
+from experiments.measure.rows import restricted
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The measures of one fitted guide, datum by datum; `record` has their means.
+
+    rows: (m,) which held-out data the Pareto k (m,) are of.  values: the gaps of held-out data,
+    {measure: (n,)} nats; bounded: the same of the data whose evidence is put between bounds.  A
+    joint problem has no held-out data: rows, k and gaps are of the data that it was fitted to.
+    calibration is None where it was not asked for.
+    """
+
+    train: dict
+    values: dict
+    search: dict
+    bounded: dict
+    held_out: dict
+    rows: torch.Tensor
+    k: torch.Tensor
+    labels: torch.Tensor | None
+    calibration: Calibration | None
+
+    def record(self):
+        """A nest of plain numbers; per-datum measures as means with standard errors."""
+        found = {"train": self.train, "gaps": summary(self.values) | self.search}
+        found["gaps"] |= {
+            name: value for name, value in self.bounded.items() if name not in found["gaps"]
+        }
+        if self.held_out:
+            found["held_out"] = self.held_out
+        found["pareto"] = pareto.summary(self.k, self.labels)
+        for one in found["pareto"]["worst"]:
+            one["index"] = self.rows[one["index"]].item()
+        if self.calibration is not None:
+            found["calibration"] = calibration_record(self.calibration)
+        return found
+
+
+@torch.no_grad()
+def measure(problem, guide, config):
+    """Bounds, evidence, gaps, Pareto k and calibration of a fitted guide: Measured.
+
+    problem: with the fitted model.  config: a MeasureConfig.
+    """
+    train = _train(problem, guide, config.num_draws)
+    x = problem.data.train if problem.joint else problem.data.test
+    with torch.enable_grad():
+        own, best = own_and_best(problem, guide, x, config.restarts)
+    values = gap_values(problem, own, x, best.guide, config.num_draws)
+    search = {
+        "row_steps": best.steps,
+        "row_converged": best.converged,
+        "row_restarts": best.restarts,
+        "row_restarted": best.restarted,
+    }
+    bounded = {}
+    if problem.truth.log_evidence is not None:
+        search["evidence_error_max"] = problem.evidence_error(x).max().item()
+    elif config.interval_rows:
+        bounded = _between_bounds(problem, own, best.guide, x, config)
+    rows = _subset(x, config.pareto_rows)
+    labels = problem.data.train_labels if problem.joint else problem.data.test_labels
+    few = restricted(problem, own, x, rows)
+    part = x if problem.joint else x[rows]
+    return Measured(
+        train=train,
+        values=values,
+        search=search,
+        bounded=bounded,
+        held_out={} if problem.joint else _held_out(train, values),
+        rows=rows,
+        k=pareto.pareto_k(problem, few, part, config.pareto_draws),
+        labels=None if labels is None or problem.joint else labels[rows],
+        calibration=_calibration(problem, guide, config),
+    )
+
+
+def _train(problem, guide, num_draws):
+    """The bound and, where it is known, the evidence of the training data."""
+    bound = elbo(draw(problem.model, guide, problem.data.train, num_draws))
+    found = {"elbo_per_datum": bound.value, "elbo_per_datum_draws_se": bound.se}
+    if problem.truth.log_evidence is None:
+        return found
+    evidence = problem.log_evidence(problem.data.train).double()
+    if problem.joint:
+        return found | {"log_evidence_per_datum": evidence.item() / len(problem.data.train)}
+    return found | summary({"log_evidence": evidence})
+
+
+def _held_out(train, values):
+    """The bound on held-out data, and by how much that on the training data is higher."""
+    found = summary({"elbo": values["elbo"]})
+    found["generalization_gap_per_datum"] = train["elbo_per_datum"] - found["elbo_per_datum"]
+    return found
+
+
+def _between_bounds(problem, own, best, x, config):
+    """Evidence and gaps of some rows as intervals, where the evidence is not known exactly.
+
+    Left out for latents that cannot be annealed: discrete ones without a finite set of values.
+    """
+    if any(q.support.is_discrete and not q.num_values for q in problem.latents):
+        return {}
+    rows = _subset(x, len(x) if problem.joint else config.interval_rows)
+    own, best = (restricted(problem, guide, x, rows) for guide in (own, best))
+    with torch.enable_grad():
+        found = evidence_interval(
+            problem,
+            own,
+            x[rows],
+            config.interval_draws,
+            num_units=min(len(rows), config.interval_rows),
+            num_temperatures=config.interval_temperatures,
+        )
+    ends = found.lower.value, found.lower.value + found.width
+    measured = summary(gap_values(problem, own, x[rows], best, config.num_draws, ends))
+    return measured | {
+        "interval_rows": len(rows),
+        "interval_method": found.method,
+        "interval_width": found.width,
+        "interval_width_se": found.width_se,
+    }
+
+
+def _calibration(problem, guide, config):
+    """Ranks over simulated data; a joint problem would need a fit for each, and has none here."""
+    if problem.joint or not config.simulations:
+        return None
+    with torch.enable_grad():
+        return calibrate(problem, guide, config.simulations, config.rank_draws)
+
+
+def calibration_record(calibration):
+    """What ranks say, as plain numbers: the verdict, and coverage averaged over the latents."""
+    found = calibration.summary()
+    latents = [row for row in found["quantities"] if row["quantity"] != "log_joint"]
+    for name in ("coverage_50", "coverage_90"):
+        found[name] = math.fsum(row[name] for row in latents) / len(latents)
+    return found | {"refused": float(not calibration.calibrated)}
+
+
+def _subset(x, count):
+    """Which rows stand for all where a measure is too dear for all: the same for every guide."""
+    if len(x) <= count:
+        return torch.arange(len(x), device=x.device)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    return order[:count].sort().values.to(x.device)
