@@ -10,11 +10,11 @@ import zoo
 from experiments import pool, records, single
 from experiments.measure import bridge
 from experiments.report import write_report
-from experiments.settings import RunConfig, Suite, load_suite, plan
+from experiments.saved import saved_fits
+from experiments.settings import Suite, load_suite, plan
 from experiments.svi import checkpoint
 from experiments.svi import fit as svi_fit
 from experiments.svi.config import validated
-from guides import build as build_guide
 from zoo.errors import require
 
 TREE_CELLS = 500_000  # draws x data of a seed in posterior.nc
@@ -177,25 +177,18 @@ def _load(model, options):
 
 def _posteriors(problems, folder, ordered):
     """The Fit of every model and guide that has finished seeds, with its posterior.nc written."""
-    fits = {}
-    for record in ordered:
-        label, seeds = record["label"], finished_seeds(ordered, record["label"])
-        if label not in fits and seeds:
-            config = RunConfig(**record["config"])
-            problem = problems[Path(config.model).stem]
-            guide = build_guide(config.guide, problem, **config.guide_options)
-            fits[label] = svi_fit.load(problem, guide, folder / label, seeds)
-            path = folder / label / "posterior.nc"
-            if not path.exists():
-                bridge.write(fits[label].to_datatree(_tree_draws(config, problem)), path)
-    return fits
+    if not any(record["status"] == "ok" for record in ordered):
+        return {}
+    found = saved_fits(folder, problems)
+    labels = [label for label in dict.fromkeys(r["label"] for r in ordered) if label in found]
+    for label in labels:
+        path = folder / label / "posterior.nc"
+        if not path.exists():
+            num_draws = ordered[0]["config"]["measure"]["num_draws"]
+            bridge.write(found[label].to_datatree(_tree_draws(num_draws, found[label])), path)
+    return {label: found[label] for label in labels}
 
 
-def _tree_draws(config, problem):
+def _tree_draws(num_draws, fit):
     """Draws for posterior.nc: those of the measures, fewer where the data are many."""
-    return max(2, min(config.measure.num_draws, TREE_CELLS // len(problem.data.train)))
-
-
-def finished_seeds(ordered, label):
-    """Seeds of the runs of that label that did not fail."""
-    return [r["seed"] for r in ordered if r["label"] == label and r["status"] == "ok"]
+    return max(2, min(num_draws, TREE_CELLS // len(fit.problem.data.train)))

@@ -7,8 +7,7 @@ import torch
 
 import guides
 from experiments import records
-from experiments.measure.elbo import draw, elbo
-from experiments.measure.gaps import gaps, own_and_best, summary
+from experiments.measure.measures import measure
 from experiments.svi import device as devices
 from experiments.svi.fit import fit_seed
 
@@ -26,7 +25,7 @@ def run(config, problem, folder, report=None):
         fitted = fit_seed(
             problem, guide, config.fit, config.seed, device, folder / config.label, True, report
         )
-        record |= {"status": "ok", "measures": measure(problem, fitted, config.num_draws)}
+        record |= {"status": "ok", "measures": _measure(problem, fitted, config)}
         record |= {"trace": trace(fitted), "cost": cost(fitted, device, started)}
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
@@ -46,23 +45,11 @@ def identity(config):
     }
 
 
-@torch.no_grad()
-def measure(problem, fitted, num_draws):
-    """The bound on the training data, and bound, evidence and gaps on the data held out."""
-    model, guide = fitted.modules["model"], fitted.modules["guide"]
-    problem = problem.having(model=model, data=problem.data.to(fitted.data.device))
-    train = draw(model, guide, problem.data.train, num_draws)
-    bound = elbo(train)
-    found = {"train": {"elbo_per_datum": bound.value, "elbo_per_datum_draws_se": bound.se}}
-    found["train"] |= _evidence(problem, problem.data.train)
-    with torch.enable_grad():
-        own, best = own_and_best(problem, guide, problem.data.test)
-    found["held_out"] = gaps(problem, own, problem.data.test, best.guide, num_draws)
-    if problem.truth.log_evidence is not None:
-        error = problem.evidence_error(problem.data.test).max().item()
-        found["held_out"]["evidence_error_max"] = error
-    found["held_out"] |= {"row_steps": best.steps, "row_converged": best.converged}
-    return found
+def _measure(problem, fitted, config):
+    """The measures of a finished run under its own parameters."""
+    data = problem.data.to(fitted.data.device)
+    problem = problem.having(model=fitted.modules["model"], data=data)
+    return measure(problem, fitted.modules["guide"], config.measure).record()
 
 
 def trace(fitted):
@@ -86,9 +73,3 @@ def cost(fitted, device, started):
         "steps_per_second": fitted.step / training,
         **devices.peak_memory(device),
     }
-
-
-def _evidence(problem, x):
-    if problem.truth.log_evidence is None:
-        return {}
-    return summary({"log_evidence": problem.log_evidence(x).double()})

@@ -146,7 +146,8 @@ def _calibration(problem, guide, config):
 def calibration_record(calibration):
     """What ranks say, as plain numbers: the verdict, and coverage averaged over the latents."""
     found = calibration.summary()
-    latents = [row for row in found["quantities"] if row["quantity"] != "log_joint"]
+    rows = found["quantities"]
+    latents = [row for row in rows if row["quantity"] != "log_joint"] or rows
     for name in ("coverage_50", "coverage_90"):
         found[name] = math.fsum(row[name] for row in latents) / len(latents)
     return found | {"refused": float(not calibration.calibrated)}

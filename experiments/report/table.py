@@ -17,13 +17,13 @@ BOUNDS = {
 }
 DIAGNOSTICS = {
     "generalization gap": ("measures", "held_out", "generalization_gap_per_datum"),
-    "k > 0.7": ("measures", "pareto", "share_above"),
+    "k > 0.7": ("measures", "pareto", "share"),
     "median k": ("measures", "pareto", "median"),
     "50 % covers": ("measures", "calibration", "coverage_50"),
     "90 % covers": ("measures", "calibration", "coverage_90"),
     "ranks refused": ("measures", "calibration", "refused"),
 }
-PERCENT = ("k > 0.7", "50 % covers", "90 % covers")
+PERCENT = ("k > 0.7", "50 % covers", "90 % covers", "ranks refused")
 COLUMNS = BOUNDS | DIAGNOSTICS
 INTERVALS = ("log evidence", "total gap", "approximation gap")
 
@@ -94,8 +94,8 @@ def diagnostics_caption(records):
         f"{measure['pareto_draws']:,} draws a datum; above 0.7 the guide cannot be mended by "
         "importance sampling. 50 % and 90 % covers: how often the guide's central interval holds "
         f"the latent that made the datum, over {measure['simulations']:,} data simulated from the "
-        "fit. ranks refused: share of the quantities (latents and log joint density) whose ranks "
-        "leave the simultaneous 95 % band, which is 0 for an exact guide but once in 20 runs."
+        "fit. ranks refused: share of the fits whose ranks, of any latent or of the log joint "
+        "density, leave the simultaneous band that an exact guide leaves once in 20."
     )
 
 
