@@ -38,7 +38,7 @@ def draw_diagnosis(folder, fit, measured):
 
 def gap_curves(fit, measured):
     """Share of the data whose gap is below a value, a line a seed; None where none is known."""
-    names = [n for n in ("total_gap", "approximation_gap", "amortization_gap")]
+    names = ("total_gap", "approximation_gap", "amortization_gap")
     known = [n for n in names if n in measured[0].values and measured[0].values[n].any()]
     if not known or fit.problem.joint:
         return None
