@@ -126,7 +126,7 @@ def check_count(name, number, least=1):
 
 
 def check_density(guide, x):
-    """Refuse a guide that does not run on the rows, or one of whose latents has no log q.
+    """The names of a guide's latents, after refusing one that has no log q or does not run.
 
     A point, as a MAP guide has, puts no density beside the model's.  A Delta that carries the
     density of an auxiliary draw, as Pyro's AutoContinuous guides have, is let through.
@@ -135,14 +135,14 @@ def check_density(guide, x):
     wrong = explained(f"the guide does not run on rows of shape {tuple(x.shape)}")
     with wrong, torch.random.fork_rng(gpus), isolated(), torch.no_grad():
         sites = sample_sites(poutine.trace(guide).get_trace(x))
-    if any(site["infer"].get("is_auxiliary") for site in sites):
-        return
+    auxiliary = any(site["infer"].get("is_auxiliary") for site in sites)
     for site in sites:
         require(
-            not isinstance(_base(site["fn"]), dist.Delta),
+            auxiliary or not isinstance(_base(site["fn"]), dist.Delta),
             f"latent {site['name']!r} of the guide is a point without a density (delta), so there "
             "is no log q to weigh draws with; take a guide with a density, such as mean_field",
         )
+    return {site["name"] for site in sites}
 
 
 def _base(fn):
