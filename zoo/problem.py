@@ -79,6 +79,11 @@ class Truth:
 
 
 NO_TRUTH = Truth("T4", "nothing is known of the exact evidence")
+BOUNDED = Truth(
+    "T2",
+    "two-sided bounds: importance weighting or annealing below, bidirectional Monte Carlo above "
+    "on simulated data, by experiments.evidence_interval",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +94,7 @@ class Problem:
     data: a DataSet.  log_joint(model, x, **latents): the density written a second time, (..., n),
     or (...) for a joint problem.
     predictive_mean(model, **latents): E[x given the latents], for pictures; optional.
+    A problem of continuous latents that states no truth is at level T2.
     """
 
     model: nn.Module
@@ -113,6 +119,8 @@ class Problem:
         latents, plate = _structure(_trace(self.model, self.data.train[:2]))
         object.__setattr__(self, "latents", latents)
         object.__setattr__(self, "plate", plate)
+        if self.truth is NO_TRUTH and not any(latent.support.is_discrete for latent in latents):
+            object.__setattr__(self, "truth", BOUNDED)
         self.check_support(self.data.train, "train")
         self.check_support(self.data.test, "test")
 

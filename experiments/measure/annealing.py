@@ -1,0 +1,141 @@
+"""Annealed importance sampling: log p(x) along a path of densities from prior or guide to p(x, z).
+
+Chains start at independent draws and are moved by transitions that leave each density of the path
+invariant: HMC for continuous latents, the exact conditional for a finite discrete one.  The mean
+of the weights is p(x) exactly, so its log bounds log p(x) from below on average.
+Step sizes come from a pilot run, which ends before the chains start: adapting them along the
+chains themselves would bias the weights.
+Source: Neal 2001, Annealed importance sampling, eq. 3-11;
+    Wu et al. 2017, On the quantitative analysis of decoder-based generative models, section 3.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from experiments.measure.evidence import Bound, check_count, check_density, log_mean
+from experiments.measure.hmc import hmc, pilot
+from experiments.measure.path import Continuous, path, require_suited
+from experiments.svi.loop import isolated
+from zoo.errors import require, unknown
+
+FLOATS_AT_ONCE = 2**20  # of chains x rows x columns
+PILOT_CHAINS = 8
+STEEPNESS = 4.0  # of the schedule's ends
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to anneal: chains a unit, steps from the start to the joint, leapfrog steps of a move."""
+
+    num_chains: int = 16
+    num_temperatures: int = 100
+    num_leapfrog: int = 5
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            check_count(name, value)
+
+    @property
+    def betas(self):
+        """Inverse temperatures from 0 to 1, dense at both ends: a sigmoid, num_temperatures + 1."""
+        line = torch.linspace(-1, 1, self.num_temperatures + 1, dtype=torch.float64)
+        curve = (STEEPNESS * line).sigmoid()
+        return ((curve - curve[0]) / (curve[-1] - curve[0])).tolist()
+
+
+def ais(problem, x, guide=None, seed=0, **setting):
+    """A lower bound on log p(x) of every unit of x (n, d) by annealing: a Bound.
+
+    guide: where the path starts; the prior where None.  setting: num_chains, num_temperatures and
+    num_leapfrog; one temperature is plain importance sampling.  Runs in the model's dtype.
+    Raises ZooError for discrete latents other than one finite one a datum, unfit rows, or a guide
+    without a density.
+    """
+    setting = settled(problem, setting)
+    x = problem.check_support(x)
+    check_start(problem, guide, x)
+    with stream(seed, x):
+        parts = [anneal(way, setting)[0] for _, way in ways(problem, x, guide, setting)]
+    return Bound(*log_mean(torch.cat(parts, 1)), setting.num_chains)
+
+
+def anneal(way, setting, truth=None):
+    """Log weights (chains, units) float64 of chains up the path, and of chains down or None.
+
+    truth: values of the latents, {name: (1, n, ...)}, that are exact draws of the posterior,
+    from which chains go down the path.
+    """
+    betas, inner = setting.betas, range(1, setting.num_temperatures)
+    move = _mover(way, betas, setting)
+    state = way.draw(setting.num_chains)
+    up = betas[1] * _slope(state)
+    for t in inner:
+        state = move(state, t)
+        up = up + (betas[t + 1] - betas[t]) * _slope(state)
+    if truth is None:
+        return up, None
+    state = way.at({k: v.expand(setting.num_chains, *v.shape[1:]) for k, v in truth.items()})
+    down = (1 - betas[-2]) * _slope(state)
+    for t in reversed(inner):
+        state = move(state, t)
+        down = down + (betas[t] - betas[t - 1]) * _slope(state)
+    return up, down
+
+
+def _mover(way, betas, setting):
+    """move(state, t): a transition at the t-th inverse temperature."""
+    if not isinstance(way, Continuous):
+        return lambda state, t: gibbs(way, state, betas[t])
+    tunings = pilot(way, betas[1:-1], PILOT_CHAINS, setting.num_leapfrog)
+    return lambda state, t: hmc(way, state, betas[t], tunings[t - 1], setting.num_leapfrog)[0]
+
+
+def gibbs(way, state, beta):
+    """A fresh draw of a finite latent from the path's density at beta."""
+    tempered = (1 - beta) * way.start + beta * way.joint
+    draws = torch.distributions.Categorical(logits=tempered.T).sample((len(state.u),))
+    return way.evaluate(draws)
+
+
+def _slope(state):
+    """What the log density gains per unit of beta: (chains, units) float64."""
+    return state.log_joint.double() - state.log_start.double()
+
+
+def ways(problem, x, guide, setting):
+    """Blocks of rows and the path of each, so that memory is bounded; joint rows are one block."""
+    if problem.joint:
+        return [(slice(None), path(problem, x, guide))]
+    at_once = max(1, FLOATS_AT_ONCE // (setting.num_chains * x.shape[-1]))
+    blocks = torch.arange(len(x), device=x.device).split(at_once)
+    return ((block, path(problem, x, guide, block)) for block in blocks)
+
+
+def settled(problem, setting):
+    """The Setting, after refusing a problem that cannot be annealed."""
+    require_suited(problem)
+    for name in setting:
+        if name not in Setting.__dataclass_fields__:
+            raise unknown("setting", name, list(Setting.__dataclass_fields__))
+    return Setting(**setting)
+
+
+def check_start(problem, guide, x):
+    """Refuse a guide that chains cannot start from."""
+    if guide is not None:
+        names = check_density(guide, x)
+        require(
+            names == {latent.name for latent in problem.latents},
+            "annealing cannot start from a guide with auxiliary latents; start from the prior: "
+            "guide=None",
+        )
+
+
+@contextmanager
+def stream(seed, x):
+    """A random stream and a parameter store of their own."""
+    with torch.random.fork_rng([x.device] if x.is_cuda else []), isolated():
+        torch.manual_seed(seed)
+        yield
