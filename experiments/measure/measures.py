@@ -20,7 +20,8 @@ class Measured:
     rows: (m,) which held-out data the Pareto k (m,) are of.  values: the gaps of held-out data,
     {measure: (n,)} nats; bounded: the same of the data whose evidence is put between bounds.  A
     joint problem has no held-out data: rows, k and gaps are of the data that it was fitted to.
-    calibration is None where it was not asked for.
+    k is None where all latents are finite and discrete, so that every weight is bounded, and
+    calibration None where it was not asked for.
     """
 
     train: dict
@@ -29,7 +30,7 @@ class Measured:
     bounded: dict
     held_out: dict
     rows: torch.Tensor
-    k: torch.Tensor
+    k: torch.Tensor | None
     labels: torch.Tensor | None
     calibration: Calibration | None
 
@@ -41,9 +42,10 @@ class Measured:
         }
         if self.held_out:
             found["held_out"] = self.held_out
-        found["pareto"] = pareto.summary(self.k, self.labels)
-        for one in found["pareto"]["worst"]:
-            one["index"] = self.rows[one["index"]].item()
+        if self.k is not None:
+            found["pareto"] = pareto.summary(self.k, self.labels)
+            for one in found["pareto"]["worst"]:
+                one["index"] = self.rows[one["index"]].item()
         if self.calibration is not None:
             found["calibration"] = calibration_record(self.calibration)
         return found
@@ -72,9 +74,7 @@ def measure(problem, guide, config):
     elif config.interval_rows:
         bounded = _between_bounds(problem, own, best.guide, x, config)
     rows = _subset(x, config.pareto_rows)
-    labels = problem.data.train_labels if problem.joint else problem.data.test_labels
-    few = restricted(problem, own, x, rows)
-    part = x if problem.joint else x[rows]
+    labels = None if problem.joint else problem.data.test_labels
     return Measured(
         train=train,
         values=values,
@@ -82,8 +82,8 @@ def measure(problem, guide, config):
         bounded=bounded,
         held_out={} if problem.joint else _held_out(train, values),
         rows=rows,
-        k=pareto.pareto_k(problem, few, part, config.pareto_draws),
-        labels=None if labels is None or problem.joint else labels[rows],
+        k=_pareto(problem, own, x, rows, config.pareto_draws),
+        labels=None if labels is None else labels[rows],
         calibration=_calibration(problem, guide, config),
     )
 
@@ -125,7 +125,9 @@ def _between_bounds(problem, own, best, x, config):
             num_units=min(len(rows), config.interval_rows),
             num_temperatures=config.interval_temperatures,
         )
-    ends = found.lower.value, found.lower.value + found.width
+    # The width is an estimate of what cannot be negative; its noise must not turn the ends round.
+    width = max(found.width, 0.0) + 2 * found.width_se
+    ends = found.lower.value, found.lower.value + width
     measured = summary(gap_values(problem, own, x[rows], best, config.num_draws, ends))
     return measured | {
         "interval_rows": len(rows),
@@ -133,6 +135,15 @@ def _between_bounds(problem, own, best, x, config):
         "interval_width": found.width,
         "interval_width_se": found.width_se,
     }
+
+
+def _pareto(problem, own, x, rows, num_draws):
+    """Pareto k of some rows, of all rows together where the problem is joint."""
+    if all(latent.num_values for latent in problem.latents):
+        return None
+    if problem.joint:
+        return pareto.pareto_k(problem, own, x, num_draws)
+    return pareto.pareto_k(problem, restricted(problem, own, x, rows), x[rows], num_draws)
 
 
 def _calibration(problem, guide, config):

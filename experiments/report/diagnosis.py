@@ -58,7 +58,9 @@ def gap_curves(fit, measured):
 
 
 def k_histogram(fit, measured):
-    """Pareto k of the data, and its spread by class where there are labels."""
+    """Pareto k of the data, and its spread by class where there are labels; None without k."""
+    if measured[0].k is None:
+        return None
     labels = measured[0].labels
     figure = Figure(figsize=(8 if labels is not None else 4.5, 2.8), layout="constrained")
     axes = figure.subplots(1, 1 + (labels is not None), squeeze=False)[0]
@@ -111,7 +113,7 @@ def rank_panels(fit, measured):
 def worst_pictures(fit, measured):
     """The held-out data of the largest k of the first seed; None where rows are no images."""
     shape = fit.problem.data.image_shape
-    if shape is None or fit.problem.joint:
+    if shape is None or fit.problem.joint or measured[0].k is None:
         return None
     one = measured[0]
     worst = one.k.argsort(descending=True)[:MOST_WORST]
@@ -138,6 +140,8 @@ def _gap_lines(fit, records):
 
 
 def _k_lines(fit, records):
+    if "pareto" not in records[0]:
+        return "Pareto k was left out: the weights of discrete latents are bounded."
     head = ["seed", f"k > {LIMIT}", "median k", "largest k", "worst data"]
     lines = [head, ["---"] * len(head)]
     for seed, record in zip(fit.seeds, records, strict=True):

@@ -82,7 +82,8 @@ def _interval_words(records):
     count = records[0]["config"]["measure"]["interval_rows"]
     return (
         f"[a, b]: not known exactly; measured on {count} held-out data, where a is a lower bound "
-        "and b adds the width that bidirectional Monte Carlo finds on data simulated from the fit. "
+        "and b adds the width that bidirectional Monte Carlo finds on data simulated from the fit, "
+        "and two standard errors of it. "
     )
 
 
@@ -92,7 +93,7 @@ def diagnostics_caption(records):
     return (
         "generalization gap: train ELBO − held-out ELBO. k: Pareto shape of log p − log q of "
         f"{measure['pareto_draws']:,} draws a datum; above 0.7 the guide cannot be mended by "
-        "importance sampling. 50 % and 90 % covers: how often the guide's central interval holds "
+        "importance sampling; left out for discrete latents, whose weights are bounded. 50 % and 90 % covers: how often the guide's central interval holds "
         f"the latent that made the datum, over {measure['simulations']:,} data simulated from the "
         "fit. ranks refused: share of the fits whose ranks, of any latent or of the log joint "
         "density, leave the simultaneous band that an exact guide leaves once in 20."
