@@ -9,6 +9,8 @@ Source: Cook, Gelman & Rubin 2006, Validation of software for Bayesian models, f
     testing a check on an answer that is known to be right and on ones known to be wrong.
 """
 
+from copy import deepcopy
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -54,7 +56,9 @@ class Oracle(nn.Module):
     def distribution(self, rows):
         """q of the latent for rows (n, d), batch (n,)."""
         require(rows is not None, "an oracle needs data: guide(x)")
-        q = self.posterior(self._hidden[0], rows)
+        # A copy that asks for no gradients: where log q is computed from the model, later than
+        # here, the model must not be pulled by it.
+        q = self.posterior(deepcopy(self._hidden[0]).requires_grad_(False), rows)
         return q if self.alter is None else self.alter(q)
 
 

@@ -88,7 +88,7 @@ def _one_hot(posterior, draws):
 
 
 def _judge(features, seed):
-    """Accuracy of a classifier that learned on half of the pairs, (2, num_draws, n, f), on the rest.
+    """Accuracy on half of the pairs (2, num_draws, n, f), by a classifier of the other half.
 
     The halves share no datum where there are several: what the classifier learns of how common a
     datum is then says nothing of the label.

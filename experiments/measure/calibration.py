@@ -23,7 +23,7 @@ from experiments.measure.elbo import Estimate, draw
 from experiments.measure.rows import RULE, fit_joint, fit_rows
 from experiments.measure.streams import seeds, stream
 from experiments.svi.run import reset
-from zoo.errors import require
+from zoo.errors import explained, require
 from zoo.problem import sample_sites
 
 INTERVALS = (0.5, 0.9)  # nominal central intervals
@@ -78,7 +78,7 @@ class Calibration:
         }
 
     def ecdf_difference(self, name):
-        """Distribution function of a quantity's ranks minus the uniform one, at its points: (p,)."""
+        """Distribution function of the ranks minus the uniform one, at the points: (p,)."""
         return self.uniformity.ecdf(self.ranks[name]) - self.uniformity.points
 
     def band(self):
@@ -132,7 +132,8 @@ def calibrate(problem, guide, num_simulations=1000, num_draws=99, seed=0, level=
         like = rows[torch.arange(num_simulations, device=rows.device) % len(rows)]
         truth, log_p, x = simulate(problem, like, first)
         answer = _answer(problem, guide, x, rule)
-        draws = draw(problem.model, answer, x, num_draws, second)
+        with explained(f"the guide does not run on {num_simulations} simulated rows"):
+            draws = draw(problem.model, answer, x, num_draws, second)
         found = _quantities(problem, draws.latents, draws.log_p.double(), lead=2)
         ranks = _ranks(found, _quantities(problem, truth, log_p, lead=1), third)
     return Calibration(ranks, num_draws, level)

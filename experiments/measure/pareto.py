@@ -72,7 +72,7 @@ def shape_of_tail(log_weight):
 
 def tail_length(num_draws):
     """Number of the largest draws that make the tail."""
-    return math.ceil(min(num_draws / 5, 3 * math.sqrt(num_draws)))
+    return math.floor(min(num_draws / 5, 3 * math.sqrt(num_draws)))
 
 
 def summary(k, labels=None, num_worst=5):
