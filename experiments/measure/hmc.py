@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 TARGET = 0.65  # acceptance at which a step costs least; Neal 2011, section 5.4.4
-GAIN = 0.2  # of the log step size per unit of acceptance above the target
+GAIN = 0.4  # of the log step size per unit of acceptance above the target
 KEPT = 0.9  # of the variance from one density to the next
-SETTLING = 20  # transitions at the start before anything is noted
-LEAST, POWER = 50, 4  # of the pilot's own steps: their number, and how dense they are near 0
+SETTLING = 10  # transitions at the start before anything is noted
+LEAST, POWER = 30, 4  # of the pilot's own steps: their number, and how dense they are near 0
 
 
 @dataclass(frozen=True)
