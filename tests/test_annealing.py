@@ -211,7 +211,9 @@ def test_weights_are_unbiased_up_and_down_the_path(double):
 
 
 def test_weights_over_a_finite_latent_are_unbiased(double):
-    problem = zoo.load("bernoulli_mixture", data=(torch.rand(9, 6) < 0.5).double(), num_components=4)
+    problem = zoo.load(
+        "bernoulli_mixture", data=(torch.rand(9, 6) < 0.5).double(), num_components=4
+    )
     with torch.no_grad():
         problem.model.double().logits.copy_(torch.randn(4, 6))
         problem.model.weight_logits.copy_(torch.randn(4))
@@ -226,10 +228,13 @@ def test_weights_over_a_finite_latent_are_unbiased(double):
 
 
 def test_gibbs_draws_from_the_tempered_density(double):
-    problem = zoo.load("bernoulli_mixture", data=(torch.rand(9, 6) < 0.5).double(), num_components=3)
+    problem = zoo.load(
+        "bernoulli_mixture", data=(torch.rand(9, 6) < 0.5).double(), num_components=3
+    )
     x = problem.data.train[:1]
     with torch.no_grad():
         problem.model.double().logits.copy_(torch.randn(3, 6))
+        problem.model.weight_logits.copy_(torch.tensor([2.0, 0.0, -1.0]))
     with stream(0, x):
         way = path(problem, x)
         drawn = gibbs(way, way.draw(20_000), 0.4).u.flatten()
@@ -344,6 +349,9 @@ def test_two_sided_bounds_enclose_the_exact_evidence(name, small_vae):  # noqa: 
         for distance in (below, above):
             se = distance.std() / math.sqrt(len(distance))
             assert distance.mean() > -4 * se - stated
+            ratio = (-distance).exp()  # its mean is 1 for either bound
+            se = ratio.std() / math.sqrt(len(distance))
+            assert abs(ratio.mean() - 1) < 4 * se + 2 * stated
         widths.append(both.width.mean().item())
     assert widths[0] > 2 * widths[1]
 
