@@ -3,8 +3,8 @@
 Chains start at independent draws and are moved by transitions that leave each density of the path
 invariant: HMC for continuous latents, the exact conditional for a finite discrete one.  The mean
 of the weights is p(x) exactly, so its log bounds log p(x) from below on average.
-Step sizes come from a pilot run, which ends before the chains start: adapting them along the
-chains themselves would bias the weights.
+Temperatures and step sizes come from a pilot run, which ends before the chains start: adapting
+them along the chains themselves would bias the weights.
 Source: Neal 2001, Annealed importance sampling, eq. 3-11;
     Wu et al. 2017, On the quantitative analysis of decoder-based generative models, section 3.
 """
@@ -22,7 +22,7 @@ from zoo.errors import require, unknown
 
 FLOATS_AT_ONCE = 2**20  # of chains x rows x columns
 PILOT_CHAINS = 8
-STEEPNESS = 4.0  # of the schedule's ends
+STEEPNESS = 4.0  # of the temperatures of a finite latent, towards both ends
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,6 @@ class Setting:
     def __post_init__(self):
         for name, value in vars(self).items():
             check_count(name, value)
-
-    @property
-    def betas(self):
-        """Inverse temperatures from 0 to 1, dense at both ends: a sigmoid, num_temperatures + 1."""
-        line = torch.linspace(-1, 1, self.num_temperatures + 1, dtype=torch.float64)
-        curve = (STEEPNESS * line).sigmoid()
-        return ((curve - curve[0]) / (curve[-1] - curve[0])).tolist()
 
 
 def ais(problem, x, guide=None, seed=0, **setting):
@@ -67,29 +60,40 @@ def anneal(way, setting, truth=None):
     truth: values of the latents, {name: (1, n, ...)}, that are exact draws of the posterior,
     from which chains go down the path.
     """
-    betas, inner = setting.betas, range(1, setting.num_temperatures)
-    move = _mover(way, betas, setting)
+    betas, move = _plan(way, setting)
+    inner = range(1, setting.num_temperatures)
     state = way.draw(setting.num_chains)
-    up = betas[1] * _slope(state)
+    up = betas[1] * state.slope
     for t in inner:
         state = move(state, t)
-        up = up + (betas[t + 1] - betas[t]) * _slope(state)
+        up = up + (betas[t + 1] - betas[t]) * state.slope
     if truth is None:
         return up, None
     state = way.at({k: v.expand(setting.num_chains, *v.shape[1:]) for k, v in truth.items()})
-    down = (1 - betas[-2]) * _slope(state)
+    down = (1 - betas[-2]) * state.slope
     for t in reversed(inner):
         state = move(state, t)
-        down = down + (betas[t] - betas[t - 1]) * _slope(state)
+        down = down + (betas[t] - betas[t - 1]) * state.slope
     return up, down
 
 
-def _mover(way, betas, setting):
-    """move(state, t): a transition at the t-th inverse temperature."""
+def _plan(way, setting):
+    """The inverse temperatures, and move(state, t): a transition at the t-th of them."""
     if not isinstance(way, Continuous):
-        return lambda state, t: gibbs(way, state, betas[t])
-    tunings = pilot(way, betas[1:-1], PILOT_CHAINS, setting.num_leapfrog)
-    return lambda state, t: hmc(way, state, betas[t], tunings[t - 1], setting.num_leapfrog)[0]
+        betas = sigmoid(setting.num_temperatures)
+        return betas, lambda state, t: gibbs(way, state, betas[t])
+    if setting.num_temperatures == 1:
+        return [0.0, 1.0], None
+    plan = pilot(way, setting.num_temperatures, PILOT_CHAINS, setting.num_leapfrog)
+    betas, tunings = plan.betas, plan.tunings
+    return betas, lambda state, t: hmc(way, state, betas[t], tunings[t], setting.num_leapfrog)[0]
+
+
+def sigmoid(num_steps):
+    """num_steps + 1 inverse temperatures from 0 to 1, dense at both ends."""
+    line = torch.linspace(-1, 1, num_steps + 1, dtype=torch.float64)
+    curve = (STEEPNESS * line).sigmoid()
+    return ((curve - curve[0]) / (curve[-1] - curve[0])).tolist()
 
 
 def gibbs(way, state, beta):
@@ -97,11 +101,6 @@ def gibbs(way, state, beta):
     tempered = (1 - beta) * way.start + beta * way.joint
     draws = torch.distributions.Categorical(logits=tempered.T).sample((len(state.u),))
     return way.evaluate(draws)
-
-
-def _slope(state):
-    """What the log density gains per unit of beta: (chains, units) float64."""
-    return state.log_joint.double() - state.log_start.double()
 
 
 def ways(problem, x, guide, setting):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from pyro import poutine
 
-from experiments.measure.annealing import ais, anneal, check_start, settled, stream, ways
+from experiments.measure.annealing import ais, anneal, settled, stream, ways
 from experiments.measure.evidence import Bound, check_count, iwae, log_mean
 from experiments.measure.rows import Frozen, fit_rows
 from zoo.errors import explained, require
@@ -125,7 +125,9 @@ def simulate(problem, num_rows):
         trace = poutine.trace(poutine.uncondition(model)).get_trace(template)
     for name, cells in _observed_cells(problem, model, template).items():
         x.view(-1)[cells] = trace.nodes[name]["value"].to(x).reshape(-1)
-    found = {name: trace.nodes[name]["value"] for name in (latent.name for latent in problem.latents)}
+    found = {
+        name: trace.nodes[name]["value"] for name in (latent.name for latent in problem.latents)
+    }
     shared = {latent.name for latent in problem.latents if not latent.local}
     return x, {name: value[None] if name in shared else value for name, value in found.items()}
 

@@ -37,6 +37,11 @@ class State:
         """Its gradient: (chains, units, size)."""
         return (1 - beta) * self.grad_start + beta * self.grad_joint
 
+    @property
+    def slope(self):
+        """What the log density gains per unit of beta: (chains, units) float64."""
+        return self.log_joint.double() - self.log_start.double()
+
     def replaced(self, other, where):
         """This state, but the other where `where` (chains, units) is true."""
 

@@ -1,0 +1,1 @@
+"""Benchmarks: what things cost, each a module to run."""
