@@ -9,6 +9,7 @@ import math
 import pyro.distributions as dist
 import torch
 from torch.distributions import biject_to, constraints
+from torch.distributions.transforms import ReshapeTransform
 
 from zoo.errors import ZooError, unknown
 
@@ -45,6 +46,74 @@ class DiagonalNormal:
         return dist.TransformedDistribution(base, [self.transform])
 
 
+class FullRank:
+    """q(z) = Normal(z; loc, L L'), over all of the latent's numbers, carried into its support.
+
+    Cannot represent skewness or several modes.  A row is (loc, log scale, below) in unconstrained
+    space: L = diag(scale) (I + B), B strictly lower triangular with entries `below`.
+    Source: Kucukelbir et al. 2017, Automatic differentiation variational inference, section 2.4.
+    """
+
+    def __init__(self, latent):
+        if latent.support.is_discrete:
+            raise ZooError(
+                f"full_rank does not suit latent {latent.name!r}: it is discrete; mean_field, "
+                "constant and amortized do where the number of values is finite"
+            )
+        self.latent = latent
+        self.transform = biject_to(latent.support)
+        self.shape = tuple(self.transform.inverse_shape(torch.Size(latent.event_shape)))
+        self.size = math.prod(self.shape)
+        self.num_parameters = 2 * self.size + self.size * (self.size - 1) // 2
+
+    def initial_row(self):
+        """A small random loc, unit scale, no correlation: (num_parameters,)."""
+        return torch.cat(
+            [0.1 * torch.randn(self.size), torch.zeros(self.num_parameters - self.size)]
+        )
+
+    def __call__(self, rows):
+        """The distribution of each row: rows (..., num_parameters), batch (...)."""
+        loc, log_scale, below = rows.split(
+            [self.size, self.size, rows.shape[-1] - 2 * self.size], -1
+        )
+        places = torch.tril_indices(self.size, self.size, -1, device=rows.device)
+        unit = torch.diag_embed(torch.ones_like(loc)).clone()
+        unit[..., *places] = below
+        base = dist.MultivariateNormal(loc, scale_tril=log_scale.exp()[..., None] * unit)
+        flat = [] if len(self.shape) == 1 else [ReshapeTransform((self.size,), self.shape)]
+        own = [] if _is_identity(self.latent.support) else [self.transform]
+        return dist.TransformedDistribution(base, flat + own) if flat + own else base
+
+
+class Delta:
+    """q(z) = a point, of which a row is the place in unconstrained space.
+
+    It has no log q: what is maximized is the joint density of the latents in their own space, so
+    that the point is the MAP (where the density has a maximum).
+    """
+
+    def __init__(self, latent):
+        if latent.support.is_discrete:
+            raise ZooError(
+                f"delta does not suit latent {latent.name!r}: it is discrete and has no gradient; "
+                "mean_field, constant and amortized do where the number of values is finite"
+            )
+        self.latent = latent
+        self.transform = biject_to(latent.support)
+        self.shape = tuple(self.transform.inverse_shape(torch.Size(latent.event_shape)))
+        self.num_parameters = math.prod(self.shape)
+
+    def initial_row(self):
+        """A small random place: (num_parameters,)."""
+        return 0.1 * torch.randn(self.num_parameters)
+
+    def __call__(self, rows):
+        """The point of each row: rows (..., num_parameters), batch (...)."""
+        value = self.transform(rows.unflatten(-1, self.shape) if self.shape else rows[..., 0])
+        return dist.Delta(value, event_dim=len(self.latent.event_shape))
+
+
 class Categorical:
     """q(z = k) = softmax(row)_k: every distribution over a finite set of values.
 
@@ -69,7 +138,12 @@ class Categorical:
         return dist.Categorical(logits=rows)
 
 
-FAMILIES = {"diagonal_normal": DiagonalNormal, "categorical": Categorical}
+FAMILIES = {
+    "diagonal_normal": DiagonalNormal,
+    "full_rank": FullRank,
+    "delta": Delta,
+    "categorical": Categorical,
+}
 
 
 def choose(family, latent):

@@ -7,20 +7,22 @@ from torch import nn
 import zoo
 from guides.families import choose
 from guides.sources import Shared, Table
+from zoo.errors import require
 
 
 class Guide(PyroModule):
     """q(z) = prod_latents family(source(x, index)); a Pyro guide `guide(x, index=None)`.
 
     local_source(latent, family) makes the source of a latent in the plate; a latent outside it
-    has one free row.
+    has one free row.  joined: a `Joined` of all latents, whose vector then has the family.
     """
 
-    def __init__(self, name, problem, local_source, family="auto"):
+    def __init__(self, name, problem, local_source, family="auto", joined=None):
         super().__init__(zoo.unique(name))
-        self.name = name
-        self.latents = problem.latents
+        self.name, self.family, self.joined = name, family, joined
         self.plate = problem.plate
+        self.has_local = any(latent.local for latent in problem.latents)
+        self.latents = (joined.latent,) if joined else problem.latents
         self.families = {latent.name: choose(family, latent) for latent in self.latents}
         self.sources = nn.ModuleDict()
         for latent in self.latents:
@@ -30,15 +32,11 @@ class Guide(PyroModule):
             )
 
     def forward(self, x=None, index=None):
-        sources = self.sources
-        for latent in self.latents:
-            if not latent.local:
-                self._sample(latent, sources[latent.name](x, index))
-        local = [latent for latent in self.latents if latent.local]
-        if local:
+        values = {}
+        self._sample(values, False, None, index)
+        if self.has_local:
             with zoo.datum(x, index, self.plate) as rows:
-                for latent in local:
-                    self._sample(latent, sources[latent.name](rows, index))
+                self._sample(values, True, rows, index)
 
     @property
     def tabular(self):
@@ -63,16 +61,36 @@ class Guide(PyroModule):
 
         start: {latent: (num_data, num_parameters)} to start from, else the families' start.
         Latents outside the plate keep their rows, and are trained no further.
+        Raises ZooError where one distribution stands over all data.
         """
-        guide = Guide(self.name, problem, lambda _, q: Table(num_data, q.initial_row))
+        require(
+            self.joined is None or not problem.joint,
+            f"guide {self.name!r} is one distribution over the latents of all data: for other "
+            "data build it anew",
+        )
+        guide = Guide(
+            self.name,
+            problem,
+            lambda _, q: Table(num_data, q.initial_row),
+            self.family,
+            self.joined,
+        )
         guide.families = self.families
-        for name, source in self.sources.items():
-            if isinstance(source, Shared):
-                guide.sources[name].load_state_dict(source.state_dict())
+        for latent in self.latents:
+            name = latent.name
+            if not latent.local:
+                guide.sources[name].load_state_dict(self.sources[name].state_dict())
                 guide.sources[name].requires_grad_(False)
             elif start is not None:
                 guide.sources[name].rows.weight.data.copy_(start[name])
         return guide.eval()  # else Pyro warns of every parameter that is not trained
 
-    def _sample(self, latent, rows):
-        return pyro.sample(latent.name, self.families[latent.name](rows))
+    def _sample(self, values, local, rows, index):
+        """Sample the latents inside the plate (local) or outside it; add them to `values`."""
+        infer = {"is_auxiliary": True} if self.joined else None
+        for latent in self.latents:
+            if latent.local == local:
+                q = self.families[latent.name](self.sources[latent.name](rows, index))
+                values[latent.name] = pyro.sample(latent.name, q, infer=infer)
+        if self.joined and values:
+            self.joined.sample(values[self.joined.latent.name], local, index)

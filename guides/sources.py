@@ -60,7 +60,7 @@ class Encoder(nn.Module):
 
 
 class Shared(nn.Module):
-    """One row for a latent outside the plate."""
+    """One row: for a latent outside the plate, or for all data alike."""
 
     def __init__(self, initial_row):
         super().__init__()
@@ -73,4 +73,4 @@ class Shared(nn.Module):
             self.row.copy_(self.initial_row())
 
     def forward(self, rows, index):
-        return self.row
+        return self.row if rows is None else self.row.expand(len(rows), -1)

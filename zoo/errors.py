@@ -1,5 +1,6 @@
 """The two errors that a user meets, and the sentence for an unknown name."""
 
+import math
 from contextlib import contextmanager
 from difflib import SequenceMatcher
 
@@ -37,3 +38,10 @@ def require(condition, sentence):
     """Raise `ZooError(sentence)` unless the condition holds."""
     if not condition:
         raise ZooError(sentence)
+
+
+def require_positive(**values):
+    """Raise `ZooError` unless every value is a positive, finite number."""
+    for name, value in values.items():
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        require(good and 0 < value < math.inf, f"{name} must be a positive number, got {value!r}")

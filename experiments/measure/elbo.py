@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 
 from experiments.svi.loop import isolated
+from zoo.errors import ZooError
 from zoo.problem import sample_sites
 
 CELLS_AT_ONCE = 60_000  # draws x data in one pass, which bounds the memory
@@ -19,14 +21,15 @@ class Draws:
 
     latents: {name: (draws, n, ...)}, without n outside the plate.
     log_p, log_q: (draws, n), each datum's own terms; shared_log_p, shared_log_q: (draws,), the
-    terms outside the plate.  log_likelihood: {observed site: (draws, n)}.
+    terms outside the plate; the log q of a point estimate are None.
+    log_likelihood: {observed site: (draws, n)}.
     """
 
     latents: dict
     log_p: torch.Tensor
-    log_q: torch.Tensor
+    log_q: torch.Tensor | None
     shared_log_p: torch.Tensor
-    shared_log_q: torch.Tensor
+    shared_log_q: torch.Tensor | None
     log_likelihood: dict
 
     @property
@@ -49,17 +52,18 @@ class Estimate:
 
 
 @torch.no_grad()
-def draw(model, guide, x, num_draws, seed=0, index=None):
+def draw(model, guide, x, num_draws, seed=0, index=None, need_log_q=True):
     """`num_draws` draws of the guide for the rows x (n, d), by a random stream of their own.
 
-    index: (b,) draws for these rows only.
+    index: (b,) draws for these rows only.  need_log_q: refuse a point estimate, which has none.
+    Raises ZooError for a guide without log q.
     """
     at_once = max(1, CELLS_AT_ONCE // (len(x) if index is None else len(index)))
     gpus = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(gpus), isolated():
         torch.manual_seed(seed)
         sizes = [min(at_once, num_draws - done) for done in range(0, num_draws, at_once)]
-        return _join([_draw(model, guide, x, index, size) for size in sizes])
+        return _join([_draw(model, guide, x, index, size, need_log_q) for size in sizes])
 
 
 def elbo(draws):
@@ -79,12 +83,18 @@ def log_weights(problem, guide, x, num_draws, seed=0):
     return draws.total_log_weight[:, None] if problem.joint else draws.log_weight
 
 
-def _draw(model, guide, x, index, size):
+def _draw(model, guide, x, index, size, need_log_q):
     def vectorized(program):
         with pyro.plate("draws", size, dim=-2):
             return program(x, index)
 
     guide_trace = poutine.trace(vectorized).get_trace(guide)
+    points = _points(guide_trace)
+    if need_log_q and points:
+        raise ZooError(
+            f"guide {getattr(guide, 'name', 'given')!r} has no log q: it is a point estimate of "
+            f"{', '.join(points)}; a bound, gaps and k need a guide with a density"
+        )
     replayed = poutine.replay(vectorized, trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(model)
     model_trace.compute_log_prob()
@@ -99,8 +109,27 @@ def _draw(model, guide, x, index, size):
             value = site["value"]
             latents[site["name"]] = value if local else value.squeeze(1)
     log_p, shared_log_p = _sums(model_trace, shape)
-    log_q, shared_log_q = _sums(guide_trace, shape)
+    log_q, shared_log_q = (None, None) if points else _sums(guide_trace, shape)
     return Draws(latents, log_p, log_q, shared_log_p, shared_log_q, likelihood)
+
+
+def _points(guide_trace):
+    """The latents that the guide puts at a point: Deltas that no auxiliary site feeds."""
+    sites = sample_sites(guide_trace)
+    auxiliary = any(site["infer"].get("is_auxiliary") for site in sites)
+    return [s["name"] for s in sites if _is_delta(s["fn"]) and not (auxiliary and _varies(s))]
+
+
+def _is_delta(fn):
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
+
+
+def _varies(site):
+    """Whether the site's value differs between draws; not to be told from one draw, so yes."""
+    value = site["value"]
+    return len(value) == 1 or bool((value != value[:1]).any())
 
 
 def _sums(trace, shape):
@@ -119,6 +148,8 @@ def _sums(trace, shape):
 def _join(parts):
     def cat(field):
         values = [getattr(part, field) for part in parts]
+        if values[0] is None:
+            return None
         if isinstance(values[0], dict):
             return {name: torch.cat([value[name] for value in values]) for name in values[0]}
         return torch.cat(values)

@@ -42,7 +42,10 @@ class Fit:
 
     @property
     def history(self):
-        """Estimate of the bound at every step, nats a datum: (seeds, steps), NaN after a stop."""
+        """Estimate of the bound at every step, nats a datum: (seeds, steps), NaN after a stop.
+
+        For a point estimate, which has no log q, it is the log joint density at the points.
+        """
         bounds = [-losses for losses in self.losses]
         return nn.utils.rnn.pad_sequence(bounds, batch_first=True, padding_value=float("nan"))
 
@@ -54,12 +57,12 @@ class Fit:
     @cached_property
     def elbo_per_datum(self):
         """The same divided by the number of data: (seeds,)."""
-        bounds = [measure_elbo.elbo(d).value for d in self._draws(100)]
+        bounds = [measure_elbo.elbo(d).value for d in self._draws(100, need_log_q=True)]
         return torch.tensor(bounds)
 
     def draws(self, num_draws):
         """Draws of every latent from the guides: {name: (seeds, num_draws, n, ...)}."""
-        each = [draws.latents for draws in self._draws(num_draws)]
+        each = [draws.latents for draws in self._draws(num_draws, need_log_q=False)]
         return {name: torch.stack([latents[name] for latents in each]) for name in each[0]}
 
     def log_evidence(self, x):
@@ -76,10 +79,12 @@ class Fit:
 
         return to_datatree(self, num_draws)
 
-    def _draws(self, num_draws):
+    def _draws(self, num_draws, need_log_q):
         x = self.problem.data.train
-        pairs = zip(self.models, self.guides, strict=True)
-        return [measure_elbo.draw(model, guide, x, num_draws) for model, guide in pairs]
+        return [
+            measure_elbo.draw(model, guide, x, num_draws, need_log_q=need_log_q)
+            for model, guide in zip(self.models, self.guides, strict=True)
+        ]
 
 
 def fit(problem, guide, steps=2000, seeds=1, device="auto", out=None, resume=False, **options):
