@@ -199,7 +199,7 @@ def _tree(each, coords, dims, constant_data, bounds):
     names = _dim_names(each[0].indices, groups)
     coords = {"chain": np.arange(len(each))} | _coords(coords, each[0].indices, names)
     datasets = {
-        group: _dataset(variables, group not in SAMPLED, coords, dims, names)
+        group: _dataset(variables, 2 * (group in SAMPLED), coords, dims, names)
         for group, variables in groups.items()
         if variables
     }
@@ -231,8 +231,10 @@ def _arrays(variables):
 
 
 def _dim_names(indices, groups):
-    """{plate: its dimension}, its own name unless a variable or ArviZ has taken that."""
-    taken = {"chain", "draw", "step"}.union(*groups.values())
+    """{plate: its dimension}, its own name unless ArviZ or a variable beside it has taken that."""
+    taken = {"chain", "draw", "step"}
+    for variables in groups.values():
+        taken |= set(variables) & {plate for plates, _ in variables.values() for plate in plates}
     return {plate: f"{plate}_plate" if plate in taken else plate for plate in indices}
 
 
@@ -251,11 +253,11 @@ def _coords(given, indices, names):
     return coords
 
 
-def _dataset(variables, constant, coords, event_dims, names):
-    """A group: plates renamed to dimensions, and names for what is left."""
+def _dataset(variables, num_sampled, coords, event_dims, names):
+    """A group: plates after the sampled dimensions renamed, and names for what is left."""
     arrays, dims = {}, {}
     for name, (plates, values) in variables.items():
-        lead = [names.get(plate, plate) for plate in plates]
+        lead = [*plates[:num_sampled], *(names.get(p, p) for p in plates[num_sampled:])]
         own = list(event_dims.get(name, ()))[: values.ndim - len(lead)]
         rest = range(len(own), values.ndim - len(lead))
         dims[name] = [*lead, *own, *(f"{name}_dim_{axis}" for axis in rest)]

@@ -70,7 +70,7 @@ class _Loaded(Messenger):
         self.params, self.before = params, {}
 
     def _pyro_param(self, message):
-        name, start = message["name"], message["args"][0] if message["args"] else None
+        name, start = message["name"], message["args"][-1]
         if "$$$" in name and name in self.params and isinstance(start, torch.nn.Parameter):
             self.before.setdefault(name, (start, start.data))
             start.data = self.params[name].detach()
