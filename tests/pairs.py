@@ -272,9 +272,7 @@ def lda():
         return {"word": np.take_along_axis(mixed.T, words.numpy(), 0)}
 
     def log_q(z):
-        return dirichlets(z["topic_words"], param("alpha")) + dirichlets(
-            z["shares"], param("beta")
-        )
+        return dirichlets(z["topic_words"], param("alpha")) + dirichlets(z["shares"], param("beta"))
 
     model = pyro.infer.config_enumerate(model)
     return Example(model, guide, (words,), log_prior, log_likelihood, log_q, TraceEnum_ELBO, 2)
@@ -323,9 +321,9 @@ def hidden_markov():
     hidden = [f"{kind}_{time}" for kind in ("state", "y") for time in range(3)]
     guide = AutoNormal(poutine.block(model, hide=hidden))
     paths = np.stack(np.meshgrid(*[[0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
-    log_paths = np.log(0.5) + np.log(
-        np.where(paths[:, 1:] == paths[:, :-1], stay, 1 - stay)
-    ).sum(-1)
+    log_paths = np.log(0.5) + np.log(np.where(paths[:, 1:] == paths[:, :-1], stay, 1 - stay)).sum(
+        -1
+    )
 
     def log_evidence(z, times):
         terms = stats.norm.logpdf(y[:, None, :].numpy(), z["loc"][paths], 1.0)[..., times]

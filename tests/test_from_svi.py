@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from pairs import PAIRS, fitted
 from pyro import poutine
 from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
@@ -16,7 +17,6 @@ import experiments
 import zoo
 from experiments.measure import bridge
 from experiments.measure.bridge import az
-from pairs import PAIRS, fitted
 
 NUM_DRAWS = 60
 LOCAL_PLATES = {"eight_schools": "school", "vae": "data", "subsampled": "unit", "lda": "document"}
@@ -150,21 +150,25 @@ def test_predictive_draws_have_the_moments_of_their_latents():
 
 def test_predictive_agrees_with_pyros_own():
     example, _ = fitted("hierarchical_regression")
-    tree = experiments.from_svi(example.model, example.guide, *example.args, num_draws=250)
+    tree = experiments.from_svi(
+        example.model, example.guide, *example.args, num_draws=150, prior=False
+    )
     args = (*example.args[:2], None)
-    theirs = Predictive(example.model, guide=example.guide, num_samples=250)(*args)["radon"]
+    theirs = Predictive(example.model, guide=example.guide, num_samples=150)(*args)["radon"]
     ours = tree["posterior_predictive"]["radon"].values[0]
     theirs = theirs.numpy()
-    se = np.sqrt((ours.var(0) + theirs.var(0)) / 250)
+    se = np.sqrt((ours.var(0) + theirs.var(0)) / 150)
     assert (np.abs(ours.mean(0) - theirs.mean(0)) < 4.5 * se).all()
-    np.testing.assert_allclose(ours.std(), theirs.std(), rtol=0.05)
+    np.testing.assert_allclose(ours.std(), theirs.std(), rtol=0.06)
 
 
 @pytest.mark.parametrize("name", ["gaussian_mixture", "lda"])
 def test_enumerated_latents_have_their_conditional_frequencies(name):
     """Mean of [z = k] - p(z = k given x and the rest) is zero within its standard error."""
     example, _ = fitted(name)
-    tree = experiments.from_svi(example.model, example.guide, *example.args, num_draws=250)
+    tree = experiments.from_svi(
+        example.model, example.guide, *example.args, num_draws=200, prior=False, predictive=False
+    )
     values = {variable: v.values[0].astype(float) for variable, v in tree["posterior"].items()}
     data = example.args[0].numpy()
     if name == "lda":
@@ -330,6 +334,8 @@ def two_stores(name="eight_schools"):
 
 def test_states_of_the_store_are_chains():
     example, states = two_stores()
+    with torch.no_grad():
+        states[1]["params"]["theta_loc"] += 5.0
     pyro.clear_param_store()
     tree = experiments.from_svi(
         example.model, example.guide, *example.args, num_draws=400, params=states, parallel=True
@@ -341,8 +347,7 @@ def test_states_of_the_store_are_chains():
         standard_normal(z)
     assert not list(pyro.get_param_store().keys())
     diagnosed = az.summary(tree, var_names=["mu", "theta"])["r_hat"].astype(float)
-    assert diagnosed["mu"] < 1.02  # both fits begin at the same mu
-    assert diagnosed.drop("mu").max() > 1.1  # but not at the same theta
+    assert diagnosed["mu"] < 1.05 < 1.1 < diagnosed.drop("mu").max()
 
 
 def test_states_reach_the_networks_of_a_function():
@@ -366,10 +371,18 @@ def test_lists_of_guides_are_chains():
     for seed in (1, 2):
         example, _ = fitted("hierarchical_regression", seed=seed, steps=30)
         guides.append(example.guide)
-    tree = experiments.from_svi(example.model, guides, *example.args, num_draws=20, predictive=False)
+    tree = experiments.from_svi(
+        example.model, guides, *example.args, num_draws=20, predictive=False
+    )
     for chain, guide in enumerate(guides):
         alone = experiments.from_svi(
-            example.model, guide, *example.args, num_draws=20, seed=chain, params={}, predictive=False
+            example.model,
+            guide,
+            *example.args,
+            num_draws=20,
+            seed=chain,
+            params={},
+            predictive=False,
         )
         xr.testing.assert_equal(
             alone["posterior"].to_dataset().isel(chain=0, drop=True),
@@ -386,19 +399,17 @@ def test_lists_of_guides_are_chains():
 def test_a_module_beside_another_one_of_its_name_in_the_store():
     """Fitted without clearing the store, they share parameters, and the second knows nothing."""
     example, _ = fitted("hierarchical_regression", steps=5)
-    second = AutoNormal(example.model)
-    second(*example.args)
-    second.locs.slope_unconstrained = None
-    del second.locs.slope_unconstrained
     second = AutoNormal(example.model, init_scale=0.7)
-    pyro_state = pyro.get_param_store().get_state()
+    state = pyro.get_param_store().get_state()
     with pyro.get_param_store().scope():
         second(*example.args)
     with pytest.raises(zoo.ZooError, match=r"another in Pyro's store than in the module"):
         experiments.from_svi(example.model, second, *example.args, num_draws=2)
-    own = experiments.from_svi(example.model, second, *example.args, num_draws=300, params={})
-    store = experiments.from_svi(
-        example.model, second, *example.args, num_draws=300, params=pyro_state
+    own, store = (
+        experiments.from_svi(
+            example.model, second, *example.args, num_draws=50, params=params, predictive=False
+        )
+        for params in ({}, state)
     )
     assert own["posterior"]["slope"].std() > 2 * store["posterior"]["slope"].std()
 
@@ -490,6 +501,7 @@ def test_loo_is_the_exact_leave_one_out_density():
     "ignore:.*categorical",
     "ignore:divide by zero",
     "ignore:invalid value",
+    "ignore:The inplace keyword in DataFrame",  # ArviZ's own call of pandas
 )
 def test_arviz_works_on_it(case):
     name, _, _, tree, _ = case
@@ -513,3 +525,122 @@ def test_arviz_works_on_it(case):
         if len(dims) == 1:
             assert az.plot_ecdf_pit(pit, group=None, sample_dims=dims) is not None
     matplotlib.pyplot.close("all")
+
+
+def no_data(y):
+    with pyro.plate("row", len(y)):
+        pyro.sample("level", dist.Normal(0.0, 1.0))
+
+
+def no_plate(y):
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(level, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+
+def no_vectorized_plate(y):
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    for row in pyro.plate("row", len(y)):
+        pyro.sample(f"y_{row}", dist.Normal(level, 1.0), obs=y[row])
+
+
+def stray_dimension(y):
+    level = pyro.sample("level", dist.Normal(torch.zeros(3), 1.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(level.sum(), 1.0), obs=y)
+
+
+def improper(y):
+    level = pyro.sample("level", dist.ImproperUniform(dist.constraints.real, (), ()))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
+def good(y):
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
+def batch_of_more(y):
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", 100, subsample_size=len(y)):
+        pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
+def two_latents(y):
+    pyro.sample("other", dist.Normal(0.0, 1.0))
+    good(y)
+
+
+def level_guide(y):
+    pyro.sample("level", dist.Normal(0.0, 1.0))
+
+
+def plated_guide(y):
+    with pyro.plate("row", len(y)):
+        level_guide(y)
+
+
+def nan_guide(y):
+    pyro.sample("level", dist.Normal(torch.tensor(float("nan")), 1.0, validate_args=False))
+
+
+def vector_guide(y):
+    pyro.sample("level", dist.Normal(torch.zeros(3), 1.0))
+
+
+def delta_guide(y):
+    pyro.sample("level", dist.Delta(torch.tensor(1.5)))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "options", "sentence"),
+    [
+        (no_data, plated_guide, {}, "the model observes no data"),
+        (no_plate, level_guide, {}, "observed site 'y' stands in no plate"),
+        (no_vectorized_plate, level_guide, {}, "observed site 'y_0' stands in no plate"),
+        (stray_dimension, vector_guide, {}, "'level' has batch shape .*no plate declares"),
+        (improper, level_guide, {}, "the prior cannot be drawn, leave it out with prior=False"),
+        (batch_of_more, level_guide, {}, "does not run on these arguments with its plates whole"),
+        (two_latents, level_guide, {}, "the guide misses latent 'other'"),
+        (good, two_latents, {}, "the guide has latent 'other', unknown to the model"),
+        (good, delta_guide, {}, "'level' is a single point in the guide .a delta., .* no log q"),
+        (good, nan_guide, {}, "log_p is not a number"),
+        (good, lambda: None, {}, "the guide does not run"),
+        (good, 3, {}, "a Pyro program is called with the data, got 3"),
+        (good, level_guide, {"num_draws": 0}, "num_draws must be at least 1, got 0"),
+        (good, [], {}, "a tree needs at least one fit"),
+        (good, [level_guide] * 2, {"params": [{}] * 3}, "2 guides and 3 params"),
+        (good, level_guide, {"params": 3}, "params are states of Pyro's store"),
+        (good, level_guide, {"losses": [[1.0], [2.0]]}, "got 2 for 1 fits"),
+        (good, level_guide, {"coords": {"raw": [1]}}, "unknown plate in coords 'raw'; known: row"),
+        (good, level_guide, {"coords": {"row": [1]}}, "coords of 'row' have 1 labels for 4"),
+    ],
+)
+def test_bad_input_gets_a_sentence(model, guide, options, sentence):
+    with pytest.raises(zoo.ZooError, match=sentence) as caught:
+        experiments.from_svi(model, guide, torch.zeros(4), **{"num_draws": 2} | options)
+    assert "\n" not in str(caught.value)
+
+
+def test_map_autoguide_is_refused():
+    example, _ = fitted("hierarchical_regression", steps=1)
+    guide = AutoDelta(example.model)
+    guide(*example.args)
+    with pytest.raises(zoo.ZooError, match="single point"):
+        experiments.from_svi(example.model, guide, *example.args, num_draws=2, params={})
+
+
+def test_an_improper_prior_can_be_left_out():
+    tree = experiments.from_svi(improper, level_guide, torch.zeros(4), num_draws=3, prior=False)
+    assert not {"prior", "prior_predictive"} & set(tree.children)
+    np.testing.assert_allclose(
+        tree["sample_stats"]["total_log_p"], tree["log_likelihood"]["y"].sum("row"), rtol=1e-5
+    )
+
+
+def test_losses_of_several_fits_may_differ_in_length():
+    tree = experiments.from_svi(
+        good, [level_guide] * 2, torch.zeros(4), num_draws=2, losses=[[3.0, 2.0], [1.0]]
+    )
+    np.testing.assert_array_equal(tree["sample_stats"]["elbo"], [[-3, -2], [-1, np.nan]])

@@ -91,9 +91,7 @@ def draw_pair(pair, num_draws, seed=0, parallel=False, prior=True, predictive=Tr
         found = inspect(pair)
         at_once = max(1, CELLS_AT_ONCE // found.cells) if parallel else 1
         sizes = [min(at_once, num_draws - done) for done in range(0, num_draws, at_once)]
-        parts = [
-            _run(pair, found, size if parallel else None, prior, predictive) for size in sizes
-        ]
+        parts = [_run(pair, found, size if parallel else None, prior, predictive) for size in sizes]
         first, label = parts[0], Label(1, found)
         data = label.values(_Sites(found.observed), found.observed)
         observed = {name: (plates, value[0]) for name, (plates, value) in data.items()}

@@ -45,9 +45,8 @@ def inspect(pair):
 
     Raises ZooError where model and guide do not suit each other.
     """
-    with suppress(NotImplementedError):  # an improper prior, which nothing can draw from
-        # It shows which plates have indices of their own, which a guide's plates then take.
-        _trace(pair, pair.model, "the model")
+    # The model shows first which plates have indices of their own: a guide's plates take them.
+    _trace(pair, pair.model, "the model")
     guide = _trace(pair, pair.guide, "the guide")
     replayed = poutine.replay(pair.model, trace=latents_only(guide))
     model = _trace(pair, replayed, "the model, at a draw of the guide,")
@@ -108,8 +107,11 @@ def check_plates(sites, observed):
 
 
 def _trace(pair, program, what):
-    with explained(f"{what} does not run on these arguments with its plates whole"):
-        return poutine.trace(pair.call(program)).get_trace()
+    wrong = explained(f"{what} does not run on these arguments with its plates whole")
+    with wrong, suppress(NotImplementedError):  # a prior that nothing can draw from
+        trace = poutine.trace(pair.call(program)).get_trace()
+        trace.compute_log_prob()
+        return trace
 
 
 def _check_latents(model, guide):
