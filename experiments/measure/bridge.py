@@ -196,6 +196,10 @@ def _tree(each, coords, dims, constant_data, bounds):
     groups["constant_data"] = _arrays(constant_data)
     if bounds is not None:
         groups["sample_stats"]["elbo"] = (("chain", "step"), bounds)
+    variables = set().union(*groups.values())
+    for name in dims:
+        if name not in variables:
+            raise unknown("variable in dims", name, variables)
     names = _dim_names(each[0].indices, groups)
     coords = {"chain": np.arange(len(each))} | _coords(coords, each[0].indices, names)
     datasets = {
@@ -240,7 +244,7 @@ def _dim_names(indices, groups):
 
 def _coords(given, indices, names):
     """{dimension: labels}: as given, else the indices of the plate."""
-    coords = {names[plate]: index.cpu().numpy() for plate, index in indices.items()}
+    coords = {names[plate]: index.numpy() for plate, index in indices.items()}
     for plate, labels in given.items():
         dim = names.get(plate, plate)
         if dim != "chain" and dim not in coords:

@@ -1,6 +1,5 @@
 """Tensors of a trace, laid out as (draws, plates from left to right, event)."""
 
-
 from experiments.measure.structure import DRAWS, frames_of, is_deterministic
 
 

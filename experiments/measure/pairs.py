@@ -94,9 +94,9 @@ def draw_pair(pair, num_draws, seed=0, parallel=False, prior=True, predictive=Tr
         parts = [_run(pair, found, size if parallel else None, prior, predictive) for size in sizes]
         first, label = parts[0], Label(1, found)
         data = label.values(_Sites(found.observed), found.observed)
-        observed = {name: (plates, value[0]) for name, (plates, value) in data.items()}
+        observed = {name: (plates, value[0].cpu()) for name, (plates, value) in data.items()}
         groups = {group: _join([part[group] for part in parts]) for group in first}
-        indices = {name: indices[name] for name in found.frames}
+        indices = {name: indices[name].cpu() for name in found.frames}
         return PairDraws(**groups, observed_data=observed, indices=indices)
 
 
@@ -199,8 +199,8 @@ def _densities(log_p, log_q, found, label):
             outside = [term for term in terms if not unit <= term[0]]
             stats[f"shared_{name}"] = label.add(outside, set(), like)
         double = [(plates, tensor.double()) for plates, tensor in terms]
-        plates, total = stats[f"total_{name}"] = label.add(double, set(), like.double())
-        require(not total.isnan().any(), f"{name} is not a number at a draw of the guide")
+        total = stats[f"total_{name}"] = label.add(double, set(), like.double())
+        require(not total[1].isnan().any(), f"{name} is not a number at a draw of the guide")
     return stats
 
 
