@@ -3,8 +3,9 @@
 from experiments.compare import compare
 from experiments.measure.annealing import ais
 from experiments.measure.bidirectional import bdmc, evidence_interval
+from experiments.measure.bridge import from_svi
 from experiments.measure.evidence import iwae
 from experiments.measure.rows import fit_rows
 from experiments.svi.fit import fit
 
-__all__ = ["ais", "bdmc", "compare", "evidence_interval", "fit", "fit_rows", "iwae"]
+__all__ = ["ais", "bdmc", "compare", "evidence_interval", "fit", "fit_rows", "from_svi", "iwae"]

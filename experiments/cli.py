@@ -106,7 +106,7 @@ def fit(
     if out is not None:
         from experiments.measure import bridge
 
-        bridge.write(found.to_datatree(), out / "posterior.nc")
+        bridge.write(found.to_datatree(predictive=False), out / "posterior.nc")
 
 
 @app.command()

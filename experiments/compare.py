@@ -184,8 +184,8 @@ def _posteriors(problems, folder, ordered):
     for label in labels:
         path = folder / label / "posterior.nc"
         if not path.exists():
-            num_draws = ordered[0]["config"]["measure"]["num_draws"]
-            bridge.write(found[label].to_datatree(_tree_draws(num_draws, found[label])), path)
+            num_draws = _tree_draws(ordered[0]["config"]["measure"]["num_draws"], found[label])
+            bridge.write(found[label].to_datatree(num_draws, predictive=False), path)
     return {label: found[label] for label in labels}
 
 

@@ -60,6 +60,34 @@ def test_numbers_are_the_densities_of_the_draws(fit, tree):
     np.testing.assert_allclose(stats["elbo"].values, fit.history)
 
 
+def test_prior_and_predictive_draws(fit, tree):
+    """Replicated rows have the mean of their draws, and prior draws the moments of the prior."""
+    problem = fit.problems[2]
+    z = torch.tensor(tree["posterior"]["z"].values[2])
+    with torch.no_grad():
+        mean = problem.predictive_mean(problem.model, z=z).double().numpy()
+    replicated = tree["posterior_predictive"]["x"]
+    assert replicated.dims == ("chain", "draw", "datum", "x_dim_0")
+    residual = replicated.values[2] - mean
+    assert abs(residual.mean()) < 4 * residual.std() / np.sqrt(residual.size)
+    prior = tree["prior"]["z"]
+    assert prior.dims == tree["posterior"]["z"].dims
+    if np.issubdtype(prior.dtype, np.floating):
+        assert abs(prior.values.mean()) < 4 / np.sqrt(prior.size)
+        assert abs(prior.values.var() - 1) < 4 * np.sqrt(2 / prior.size)
+    assert tree["prior_predictive"]["x"].dims == replicated.dims
+    assert (prior.values[0] != prior.values[1]).any()  # every seed has a stream of its own
+
+
+def test_predictive_groups_can_be_left_out(fit, monkeypatch):
+    bare = {"posterior", "log_likelihood", "sample_stats", "observed_data", "constant_data"}
+    assert set(fit.to_datatree(2, predictive=False).children) == bare
+    monkeypatch.setattr(bridge, "PREDICTIVE_CELLS", 2 * 3 * 2 * fit.problem.data.train.numel())
+    assert set(fit.to_datatree(2).children) > bare
+    assert set(fit.to_datatree(3).children) == bare
+    assert set(fit.to_datatree(3, predictive=True).children) > bare
+
+
 def test_netcdf_round_trip(tree, tmp_path):
     bridge.write(tree, tmp_path / "posterior.nc")
     assert [path.name for path in tmp_path.iterdir()] == ["posterior.nc"]

@@ -73,11 +73,11 @@ class Fit:
         """Exact posterior under each seed's parameters: a list of distributions; see Problem."""
         return [problem.posterior(x) for problem in self.problems]
 
-    def to_datatree(self, num_draws=100):
+    def to_datatree(self, num_draws=100, predictive=None):
         """An ArviZ tree whose chains are the seeds; see experiments.measure.bridge."""
         from experiments.measure.bridge import to_datatree
 
-        return to_datatree(self, num_draws)
+        return to_datatree(self, num_draws, predictive)
 
     def _draws(self, num_draws, need_log_q):
         x = self.problem.data.train
