@@ -2,17 +2,20 @@
 
 Each returns nothing where the pair holds, raises ZooError with a sentence that says what is wrong
 and how to mend it, and NotApplicable where it says nothing of this guide.  `experiments.check` runs
-them all; `experiments.fit` runs those in BEFORE_A_FIT.  Those in RANDOM refuse a right pair at the
+them all, `experiments.fit` those in `refuse_traps`.  Those in RANDOM refuse a right pair at the
 rate `level` at most; the others are exact up to rounding.
 """
 
 import math
+from contextlib import suppress
+from copy import deepcopy
 
 import pyro.distributions as dist
 import torch
 from torch.distributions import constraints
 
 import guides
+import zoo.checks
 from guides.sources import Encoder
 from zoo import testing
 from zoo.checks import same_again
@@ -85,9 +88,10 @@ def check_index(problem, guide):
         rows is not None
         and rows.tolist() == index.tolist()
         and all(frame.size == len(index) for frame in frames if frame.name == plate),
-        f"the guide ignores index: asked for rows {index.tolist()} of the data it does not draw for "
-        "those, and in a minibatch latents and data would be of different rows (Pyro's AutoGuides "
-        f"do so, issue 3468); {mends}, or take all rows at every step with batch_size=None",
+        f"the guide ignores index: asked for rows {index.tolist()} of the data it does not draw "
+        "for those, so that the latents and data of a minibatch would be of different rows "
+        f"(Pyro's AutoGuides do so, issue 3468); {mends}, or take all rows at every step with "
+        "batch_size=None",
     )
 
 
@@ -143,14 +147,15 @@ def check_inputs(problem, guide):
 def check_parameters(problem, guide):
     """Every parameter gets a finite gradient that is not zero."""
     x, index = _batch(problem)
-    loss = 0.0
+    guide, _ = testing.saved_and_loaded(guide)  # no gradient is zero by its start alone
+    model, loss = deepcopy(problem.model), 0.0
     for _ in range(4):
         q = traced(guide, x, index)
         values = {s["name"]: s["value"] for s in sample_sites(q)}
-        model = traced(problem.model, x, index, values)
-        loss = loss + sum(p.sum() for p in log_density(model, len(index)))
-        loss = loss - sum(p.sum() for p in log_density(q, len(index)))
-    own = torch.nn.ModuleList([problem.model, guide])
+        p = traced(model, x, index, values)
+        for sign, trace in ((1, p), (-1, q)):
+            loss = loss + sign * sum(part.sum() for part in log_density(trace, len(index)))
+    own = torch.nn.ModuleList([model, guide])
     testing.check_leaves(loss, own, "guide")
     testing.check_each_gradient(loss, guide, "guide")
 
@@ -259,7 +264,6 @@ def check_docstring(problem, guide):
     testing.check_sections(text, SECTIONS, "guide")
 
 
-BEFORE_A_FIT = (check_sites, check_supports)
 CHECKS = (
     check_sites,
     check_supports,
@@ -274,6 +278,23 @@ CHECKS = (
     check_docstring,
 )
 RANDOM = (check_score_identity, check_bound)
+
+
+def refuse_traps(problem, guide, minibatches=True):
+    """Refuse what SVI would fit in silence, or with a warning: the checks that a fit begins with.
+
+    minibatches: whether the fit takes them; a guide that ignores index serves without.
+    Raises ZooError.
+    """
+    pair, model = [check_sites, check_supports], [zoo.checks.check_parameters]
+    if minibatches:
+        pair += [check_index, check_minibatch, check_parameters]
+        model += [zoo.checks.check_minibatch]
+    calls = [(check, problem) for check in model] + [(check, problem, guide) for check in pair]
+    for check, *arguments in calls:
+        with suppress(NotApplicable), torch.random.fork_rng([]), testing.quiet():
+            torch.manual_seed(0)
+            check(*arguments)
 
 
 def _latent_sites(problem, guide):

@@ -62,7 +62,7 @@ def check_shapes(problem):
             require(
                 shape == full,
                 f"site {site['name']!r} has log densities of shape {shape} for {len(x)} rows"
-                f"{' and 3 draws' if num_draws else ''}, expected {full}: declare what is not a row "
+                f"{' and 3 draws' if num_draws else ''}, expected {full}: declare what is no row "
                 "with .to_event, observe values of the shape of the distribution (such as "
                 "rows[:, 0]), and index from the right",
             )
@@ -186,10 +186,11 @@ def _right_gradient(problem, model, x):
 def check_parameters(problem):
     """Every parameter gets a finite gradient that is not zero."""
     x = problem.data.train[: testing.ROWS]
-    draws = [_density(problem, x, values=_latents(problem, x)) for _ in range(4)]
+    model, _ = testing.saved_and_loaded(problem.model)  # no gradient is zero by its start alone
+    draws = [_density(problem, x, None, _latents(problem, x), model) for _ in range(4)]
     loss = sum(rows.sum() + shared.sum() for rows, shared in draws)
-    testing.check_leaves(loss, problem.model, "model")
-    testing.check_each_gradient(loss, problem.model, "model")
+    testing.check_leaves(loss, model, "model")
+    testing.check_each_gradient(loss, model, "model")
 
 
 def check_runs_without_data(problem):
