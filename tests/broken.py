@@ -496,15 +496,26 @@ def table_of_all_rows():
     return right_problem(), guide
 
 
-@broken(PAIRS, "minibatch", "log q of minibatches is")
+@broken(PAIRS, "index", "the guide ignores index")
 def unscaled_guide():
     def guide(x=None, index=None):
         loc = pyro.param("loc", lambda: torch.zeros(2))
-        size = len(x) if index is None else len(index)
-        with pyro.plate("datum", size):
+        with pyro.plate("datum", len(x) if index is None else len(index)):
             pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
 
     return right_problem(), guide
+
+
+@broken(PAIRS, "minibatch", "log q of minibatches is .* scale nothing by hand")
+def guide_scaled_twice():
+    class Broken(Guide):
+        def forward(self, x=None, index=None):
+            factor = 1.0 if index is None else len(x) / len(index)
+            with poutine.scale(scale=factor):
+                return super().forward(x, index)
+
+    problem = right_problem()
+    return problem, Broken("own", problem, lambda _, q: Table(40, q.initial_row))
 
 
 @broken(PAIRS, "rows", "take batch statistics out")

@@ -1,6 +1,5 @@
 """`fit`: SVI for every seed; `Fit`: what came of it."""
 
-import math
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,7 +93,7 @@ def fit(problem, guide, steps=2000, seeds=1, device="auto", out=None, resume=Fal
     config = resolve(validated(FitConfig, steps=steps, **options), problem)
     require(out is not None or not resume, "resume goes on in a folder: name it with out")
     device, seeds = devices.resolve(device), seed_list(seeds)
-    minibatches = (config.batch_size or math.inf) < len(problem.data.train)
+    minibatches = config.takes_minibatches(len(problem.data.train))
     refuse_traps(problem, as_module(guide, problem), minibatches)
     runs = [fit_seed(problem, guide, config, seed, device, out, resume) for seed in seeds]
     return collect(problem, config, runs)
