@@ -1,11 +1,30 @@
-"""Experiments: fit guides to problems by SVI, measure the gaps, compare, report."""
+"""Experiments: fit guides to problems by SVI, measure the gaps, diagnose, compare, report."""
 
+from experiments.check import check
 from experiments.compare import compare
+from experiments.diagnose import diagnose
 from experiments.measure.annealing import ais
 from experiments.measure.bidirectional import bdmc, evidence_interval
 from experiments.measure.bridge import from_svi
+from experiments.measure.c2st import c2st
+from experiments.measure.calibration import calibrate
 from experiments.measure.evidence import iwae
+from experiments.measure.pareto import pareto_k
 from experiments.measure.rows import fit_rows
 from experiments.svi.fit import fit
 
-__all__ = ["ais", "bdmc", "compare", "evidence_interval", "fit", "fit_rows", "from_svi", "iwae"]
+__all__ = [
+    "ais",
+    "bdmc",
+    "c2st",
+    "calibrate",
+    "check",
+    "compare",
+    "diagnose",
+    "evidence_interval",
+    "fit",
+    "fit_rows",
+    "from_svi",
+    "iwae",
+    "pareto_k",
+]

@@ -160,6 +160,36 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="A Python file, or the name of a model.")],
+    guide: Annotated[list[str], typer.Option(help="A guide; repeatable.")] = [],  # noqa: B006
+    option: Option = [],  # noqa: B006
+):
+    """Check a model, and guides for it: densities, gradients, scales, draws, docstring."""
+    import experiments
+    import guides
+    import zoo
+    from experiments.check import table
+    from experiments.settings import read_settings
+
+    problem = zoo.load(model, **read_settings(option))
+    own = [model] if not guide and guides.stands_in(model) else []
+    results = experiments.check(problem, guide or None, also=own)
+    print(table(results))
+    if not all(result.ok for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def new(name: Annotated[str, typer.Argument(help="Name of the model, and of its file.")]):
+    """Write NAME.py: a commented model and guide to start from, which passes `zoo check`."""
+    from experiments.new import write
+
+    path = write(name)
+    print(f"{path.name} is written; next: zoo check {path.name}; zoo compare {path.name}")
+
+
 class Bar(Progress):
     """The progress bar of a comparison: one unit a run."""
 

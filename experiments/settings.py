@@ -13,7 +13,7 @@ from experiments.svi import device as devices
 from experiments.svi.config import FitConfig, Settings, validated
 from experiments.svi.estimators import resolve
 from experiments.svi.fit import seed_list
-from guides.checks import check_sites
+from guides.checks import refuse_traps
 from guides.guide import Guide
 from zoo.errors import ZooError, require, unknown
 
@@ -119,7 +119,8 @@ def plan(suite, device="auto", problems=None):
         fit = resolve(fit, problems[name])
         for guide in suite.guides:
             guide_options = guides.resolve(guide, suite.guide_options.get(guide, {}))
-            check_guide(problems[name], guides.build(guide, problems[name], **guide_options))
+            built = guides.build(guide, problems[name], **guide_options)
+            check_guide(problems[name], built, fit)
             runs += [
                 RunConfig(
                     model=model,
@@ -140,14 +141,14 @@ def plan(suite, device="auto", problems=None):
     return runs, problems
 
 
-def check_guide(problem, guide):
+def check_guide(problem, guide, fit):
     """Refuse a guide that does not match the problem, or has no rows to measure gaps by."""
-    check_sites(problem, guide)
     require(
         isinstance(guide, Guide),
         "a comparison needs guides of guides.guide.Guide, whose rows split the gap; "
         "experiments.fit takes any other",
     )
+    refuse_traps(problem, guide, fit.takes_minibatches(len(problem.data.train)))
 
 
 def _source(model):

@@ -29,3 +29,13 @@ def build(name, problem, **options):
 def resolve(name, options):
     """The guide's options with its defaults written out."""
     return _registry.resolve(name, _registry.find(name), options, skip=1)
+
+
+def build_function(name):
+    """The function that builds the guide of that name."""
+    return _registry.find(name)
+
+
+def stands_in(name):
+    """Whether `name` is the path of a Python file that has been loaded and registers a guide."""
+    return _registry.has_loaded(name)

@@ -1,11 +1,31 @@
-"""Checks of a model/guide pair before it is fitted."""
+"""Public conformance checks of a model/guide pair: plain functions of both, one a check.
 
-import pyro
+Each returns nothing where the pair holds, raises ZooError with a sentence that says what is wrong
+and how to mend it, and NotApplicable where it says nothing of this guide.  `experiments.check` runs
+them all, `experiments.fit` those in `refuse_traps`.  Those in RANDOM refuse a right pair at the
+rate `level` at most; the others are exact up to rounding.
+"""
+
+import math
+from contextlib import suppress
+from copy import deepcopy
+
+import pyro.distributions as dist
 import torch
-from pyro import poutine
+from torch.distributions import constraints
 
+import guides
+import zoo.checks
+from guides.sources import Encoder
+from zoo import testing
+from zoo.checks import same_again
 from zoo.errors import explained, require
 from zoo.problem import sample_sites
+from zoo.program import Program
+from zoo.testing import NotApplicable, log_density, traced, values_of
+
+CELLS = 200_000  # draws x data in the pass that bounds the evidence
+SECTIONS = ("Family:", "Cannot represent:", "Needs:", "Source:")
 
 
 def check_sites(problem, guide):
@@ -13,7 +33,10 @@ def check_sites(problem, guide):
 
     Pyro warns of such a pair and goes on; the fit then means nothing.
     """
-    found = _latent_sites(guide, problem.data.train)
+    found = {
+        site["name"]: (tuple(site["fn"].event_shape), testing.plates(site))
+        for site in _latent_sites(problem, guide)
+    }
     wanted = {latent.name: latent for latent in problem.latents}
     for name in wanted:
         require(name in found, f"the guide misses latent {name!r}; it has {_list(found)}")
@@ -35,20 +58,298 @@ def check_sites(problem, guide):
         )
 
 
-def _latent_sites(guide, x):
-    store = pyro.get_param_store().scope()
+def check_supports(problem, guide):
+    """The guide draws every latent within its support, and no wider."""
+    supports = {latent.name: latent.support for latent in problem.latents}
+    for site in _latent_sites(problem, guide):
+        name = site["name"]
+        inside = supports[name].check(site["value"]).all()
+        if not isinstance(_plain(site["fn"]), dist.Delta | dist.TransformedDistribution):
+            inside &= _is_real(supports[name]) or not _is_real(site["fn"].support)
+        require(
+            inside,
+            f"the guide draws latent {name!r} outside its support {supports[name]}: carry the "
+            "draws there, such as by dist.TransformedDistribution(q, biject_to(support))",
+        )
+
+
+def check_index(problem, guide):
+    """The guide draws for the rows that it is asked for."""
+    plate = problem.plate
+    if not any(testing.in_plate(site) for site in _latent_sites(problem, guide)):
+        raise NotApplicable("no latent stands in the plate of the data")
+    x, index = problem.data.train, torch.tensor([1, 0])
+    mends = f"open the plate with zoo.datum(x, index, {plate!r}) and take the rows of index"
+    with explained(f"the guide does not run on a minibatch; {mends}"):
+        trace = traced(guide, x, index.to(x.device))
+    frames = [frame for s in sample_sites(trace) for frame in s["cond_indep_stack"]]
+    rows = trace.nodes.get(plate, {}).get("value")
+    require(
+        rows is not None
+        and rows.tolist() == index.tolist()
+        and all(frame.size == len(index) for frame in frames if frame.name == plate),
+        f"the guide ignores index: asked for rows {index.tolist()} of the data it does not draw "
+        "for those, so that the latents and data of a minibatch would be of different rows "
+        f"(Pyro's AutoGuides do so, issue 3468); {mends}, or take all rows at every step with "
+        "batch_size=None",
+    )
+
+
+def check_minibatch(problem, guide):
+    """The mean over minibatches of the scaled log q is that of all data, at fixed draws."""
+    x = problem.data.train
+    first = traced(guide, x)
+    _refuse_points(first)
+    draws = values_of(first)
+    inside = {site["name"] for site in sample_sites(first) if testing.in_plate(site)}
+    mean = 0.0
+    for index in torch.arange(len(x), device=x.device).tensor_split(3):
+        part = {name: v[index] if name in inside else v for name, v in draws.items()}
+        mean = mean + traced(guide, x, index, part).log_prob_sum() * len(index) / len(x)
+    whole = traced(guide, x, values=draws).log_prob_sum()
+    require(
+        (mean - whole).abs() <= 1e-4 * (1 + whole.abs()),
+        f"log q of minibatches is {mean.item():.6g} nats on average, that of all data "
+        f"{whole.item():.6g}: open the plate with zoo.datum(x, index), which scales a minibatch "
+        "to all data, and scale nothing by hand",
+    )
+
+
+def check_rows(problem, guide):
+    """A row's q does not depend on the other rows of its batch."""
+    x, index = _batch(problem)
+    first = traced(guide, x, index)
+    _refuse_points(first)
+    draws = values_of(first)
+    inside = {site["name"] for site in sample_sites(first) if testing.in_plate(site)}
+    if not inside:
+        raise NotApplicable("no latent stands in the plate of the data")
+    together, _ = log_density(first, len(index))
+    for row in (0, len(index) - 1):
+        values = {name: v[[row]] if name in inside else v for name, v in draws.items()}
+        (alone, _) = log_density(traced(guide, x, index[[row]], values), 1)
+        require(
+            torch.allclose(alone[0], together[row], rtol=1e-3, atol=1e-3),
+            f"row {row} has log q {alone[0].item():.6g} alone and {together[row].item():.6g} "
+            f"among {len(index)} rows: rows must not see each other; take batch statistics out",
+        )
+
+
+def check_inputs(problem, guide):
+    """The guide leaves its inputs as they are."""
+    x, index = problem.data.train.clone(), torch.tensor([1, 0])
+    for rows in (None, index):
+        traced(guide, x, rows)
+    same = torch.equal(x, problem.data.train) and index.tolist() == [1, 0]
+    require(same, "the guide changes its input in place: write x = x - ..., not x -= ... or x[...]")
+
+
+def check_parameters(problem, guide):
+    """Every parameter gets a finite gradient that is not zero."""
+    x, index = _batch(problem)
+    guide, _ = testing.saved_and_loaded(guide)  # no gradient is zero by its start alone
+    model, loss = deepcopy(problem.model), 0.0
+    for _ in range(4):
+        q = traced(guide, x, index)
+        values = {s["name"]: s["value"] for s in sample_sites(q)}
+        p = traced(model, x, index, values)
+        for sign, trace in ((1, p), (-1, q)):
+            loss = loss + sign * sum(part.sum() for part in log_density(trace, len(index)))
+    own = torch.nn.ModuleList([model, guide])
+    testing.check_leaves(loss, own, "guide")
+    testing.check_each_gradient(loss, guide, "guide")
+
+
+def check_score_identity(problem, guide, level=testing.FALSE_ALARMS):
+    """The guide draws from the density that it states: the mean of grad log q is zero."""
+    x, index = _batch(problem)
+    parameters = [p for p in guide.parameters() if p.requires_grad]
+    if not parameters:
+        raise NotApplicable("the guide has no parameters")
+
+    def draw_log_density():
+        with torch.no_grad():
+            values = values_of(traced(guide, x, index, num_draws=testing.NUM_DRAWS))
+        trace = traced(guide, x, index, values, testing.NUM_DRAWS)
+        _refuse_points(trace)
+        return _total(trace, testing.NUM_DRAWS)
+
+    found = testing.score_statistic(draw_log_density, parameters)
+    require(
+        found < testing.threshold(level),
+        f"the guide's log q is not the density that it draws from: the mean of its score is "
+        f"{found:.1f} standard errors from zero; write q once, and let pyro.sample both draw from "
+        "it and score it",
+    )
+
+
+def check_bound(problem, guide, level=testing.FALSE_ALARMS):
+    """No bound is above the exact evidence: the importance-weighted one, which is the tightest.
+
+    The mean of p / q over draws has mean p(x), and so the product over units of its ratio to p(x)
+    has mean 1: it exceeds 1 / level with probability `level` at most (Markov), whatever the guide.
+    """
+    if problem.truth.log_evidence is None:
+        raise NotApplicable("the exact evidence is not known")
+    x, index = _batch(problem)
+    if problem.joint:
+        x, index = problem.data.train, None
+    num_draws = max(2, min(testing.NUM_DRAWS, CELLS // (len(x) if index is None else len(index))))
+    with torch.no_grad():
+        q = traced(guide, x, index, num_draws=num_draws)
+        _refuse_points(q)
+        p = traced(problem.model, x, index, values_of(q), num_draws)
+        bounds = _units(problem, p, num_draws) - _units(problem, q, num_draws)
+    bounds = bounds.logsumexp(0) - math.log(num_draws)
+    rows = x if index is None else x[index]
+    excess = (bounds - problem.log_evidence(rows) - problem.evidence_error(rows)).sum().item()
+    require(
+        excess < -math.log(level),
+        f"the bound is {excess:.3g} nats above the exact evidence of {len(rows)} rows: the "
+        "evidence is too low, or the guide's log q is not the density that it draws from",
+    )
+
+
+def check_uses_its_input(problem, guide):
+    """An encoder's answer changes with the datum."""
+    encodes = any(isinstance(module, Encoder) for module in guide.modules())
+    if isinstance(guide, Program):
+        encodes = any("$$$" in name for name in guide.constraints)
+    if not encodes:
+        raise NotApplicable("the guide has no encoder")
+    x, index = _batch(problem)
+    if torch.equal(x[index], x[index].roll(1, 0)):
+        raise NotApplicable("all rows of the data are equal")
+    first = traced(guide, x, index)
+    other = x.clone()
+    other[index] = x[index].roll(1, 0)
+    second = traced(guide, other, index, values_of(first))
+    require(
+        not torch.equal(log_density(first, len(index))[0], log_density(second, len(index))[0]),
+        "the guide's encoder ignores the data: q stays the same when rows are exchanged; compute "
+        "its parameters from the rows that zoo.datum yields",
+    )
+
+
+def check_save_load(problem, guide):
+    """Parameters saved and put into another copy give the same draws, bit for bit."""
+    x, index = _batch(problem)
+    one, two = testing.saved_and_loaded(guide)
+    traces = []
+    for copy in (one, two):
+        torch.manual_seed(7)
+        traces.append(traced(copy, x, index))
+    require(
+        all(torch.equal(*pair) for pair in zip(*map(_values, traces), strict=True)),
+        "a copy of the guide with the saved parameters draws other values: keep what q depends on "
+        "in parameters and buffers of the module",
+    )
+
+
+def check_reruns(problem, guide):
+    """The same seed gives the same draws and densities, bit for bit."""
+    require(
+        same_again(guide, *_batch(problem)),
+        "two runs from one seed differ: draw from torch or Pyro alone, not from numpy or random, "
+        "and keep nothing from one run to the next",
+    )
+
+
+def check_docstring(problem, guide):
+    """The file of a registered guide has all sections in its docstring."""
+    name = getattr(guide, "name", None)
+    if name not in guides.names():
+        raise NotApplicable("the guide is not a registered one")
+    text = testing.module_text(guides.build_function(name))
+    testing.check_sections(text, SECTIONS, "guide")
+
+
+CHECKS = (
+    check_sites,
+    check_supports,
+    check_index,
+    check_minibatch,
+    check_rows,
+    check_inputs,
+    check_parameters,
+    check_uses_its_input,
+    check_save_load,
+    check_reruns,
+    check_docstring,
+)
+RANDOM = (check_score_identity, check_bound)
+
+
+def refuse_traps(problem, guide, minibatches=True):
+    """Refuse what SVI would fit in silence, or with a warning: the checks that a fit begins with.
+
+    minibatches: whether the fit takes them; a guide that ignores index serves without.
+    Raises ZooError.
+    """
+    pair, model = [check_sites, check_supports], [zoo.checks.check_parameters]
+    if minibatches:
+        pair += [check_index, check_minibatch, check_parameters]
+        model += [zoo.checks.check_minibatch]
+    calls = [(check, problem) for check in model] + [(check, problem, guide) for check in pair]
+    for check, *arguments in calls:
+        with suppress(NotApplicable), torch.random.fork_rng([]), testing.quiet():
+            torch.manual_seed(0)
+            check(*arguments)
+
+
+def _latent_sites(problem, guide):
+    """The guide's sites for all of the training data, but for auxiliary ones."""
     wrong = explained("the guide does not run on the training data")
-    with wrong, torch.random.fork_rng([]), store, torch.no_grad():
-        trace = poutine.trace(guide).get_trace(x)
-    return {
-        site["name"]: (tuple(site["fn"].event_shape), _plates(site))
-        for site in sample_sites(trace)
-        if not site["infer"].get("is_auxiliary")
-    }
+    with wrong, torch.random.fork_rng([]), testing.quiet(), torch.no_grad():
+        sites = sample_sites(traced(guide, problem.data.train))
+    return [site for site in sites if not site["infer"].get("is_auxiliary")]
 
 
-def _plates(site):
-    return tuple(frame.name for frame in site["cond_indep_stack"] if frame.vectorized)
+def _batch(problem):
+    """All training rows, and the index of those that a check looks at."""
+    x = problem.data.train
+    return x, torch.arange(min(testing.ROWS, len(x)), device=x.device)
+
+
+def _refuse_points(trace):
+    """Leave a guide alone whose latents are points, or functions of its parameters."""
+    sites = [site for site in sample_sites(trace) if isinstance(_plain(site["fn"]), dist.Delta)]
+    auxiliary = any(site["infer"].get("is_auxiliary") for site in sample_sites(trace))
+    if sites and not auxiliary:
+        raise NotApplicable("the guide is a point (delta), which has no log q")
+    if any(_plain(site["fn"]).v.requires_grad for site in sites):
+        raise NotApplicable("the draws are functions of the guide's parameters, given its noise")
+
+
+def _plain(fn):
+    """The distribution itself, without declared event dimensions or a mask."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, dist.TransformedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _is_real(support):
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+def _values(trace):
+    return [site["value"] for site in sample_sites(trace)]
+
+
+def _total(trace, num_draws):
+    """Log density of all sites for every draw: (draws,)."""
+    sites = sample_sites(trace)
+    return sum(s["unscaled_log_prob"].reshape(num_draws, -1).sum(1) for s in sites)
+
+
+def _units(problem, trace, num_draws):
+    """Log density of every draw and independent unit: (draws, units), in float64."""
+    if problem.joint:
+        return _total(trace, num_draws)[:, None].double()
+    rows = max(site["unscaled_log_prob"].shape[-1] for site in sample_sites(trace))
+    return log_density(trace, rows)[0].double()
 
 
 def _list(names):

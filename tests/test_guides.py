@@ -12,10 +12,6 @@ import zoo
 from guides.checks import check_sites
 
 
-def test_sites_match_the_model(problem, guide_name):
-    check_sites(problem, guides.build(guide_name, problem))
-
-
 def test_guide_is_usable_with_plain_pyro(problem, guide_name):
     """SVI as Pyro's own users write it; loss falls; the last, shorter minibatch works."""
     x = problem.data.train[:50]
@@ -29,15 +25,6 @@ def test_guide_is_usable_with_plain_pyro(problem, guide_name):
     losses = [sum(svi.step(x, batch) for batch in batches) for _ in range(30)]
     assert sum(losses[-5:]) < sum(losses[:5])
     assert all(torch.isfinite(value).all() for value in pyro.get_param_store().values())
-
-
-def test_batch_row_equals_single_row(problem, guide_name):
-    guide = guides.build(guide_name, problem)
-    x = problem.data.train
-    with torch.no_grad():
-        every = guide.rows(x)["z"]
-        some = guide.rows(x, torch.tensor([5, 900]))["z"]
-    torch.testing.assert_close(every[[5, 900]], some)
 
 
 def test_table_gradient_touches_the_batch_only():
@@ -55,15 +42,6 @@ def test_table_refuses_other_data():
     problem = zoo.load("gaussian_lvm")
     with pytest.raises(zoo.ZooError, match="1347 rows, the data 450"):
         guides.build("mean_field", problem)(problem.data.test)
-
-
-def test_encoder_uses_its_input_and_table_does_not():
-    problem = zoo.load("vae")
-    x = problem.data.train
-    table, encoder = (guides.build(name, problem) for name in ("mean_field", "amortized"))
-    with torch.no_grad():
-        assert torch.equal(table.rows(x)["z"], table.rows(1 - x)["z"])
-        assert not torch.equal(encoder.rows(x)["z"], encoder.rows(1 - x)["z"])
 
 
 SUPPORTED = {
@@ -123,27 +101,3 @@ def test_unsuitable_latents_are_refused_by_what_they_are(guide_name):
         guides.build(guide_name, problem, family="diagonal_normal")
     with pytest.raises(zoo.ZooError, match="categorical does not suit"):
         guides.build(guide_name, zoo.load("vae"), family="categorical")
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "inside", "message"),
-    [
-        ("w", (2,), True, "misses latent 'z'"),
-        ("z", (3,), True, "event shape"),
-        ("z", (2,), False, "stands in plates none"),
-        ("both", (2,), True, "latent 'w', unknown to the model"),
-    ],
-)
-def test_a_wrong_guide_is_refused_before_it_is_fitted(name, shape, inside, message):
-    import experiments
-
-    def guide(x=None, index=None):
-        if not inside:
-            pyro.sample(name, dist.Normal(torch.zeros(shape), 1.0).to_event(1))
-            return
-        with zoo.datum(x, index):
-            for site in ("z", "w") if name == "both" else (name,):
-                pyro.sample(site, dist.Normal(torch.zeros(shape), 1.0).to_event(1))
-
-    with pytest.raises(zoo.ZooError, match=message):
-        experiments.fit(zoo.load("gaussian_lvm"), guide, steps=2)

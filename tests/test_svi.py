@@ -142,6 +142,10 @@ def test_function_models_with_pyro_param_and_pyro_module_start_afresh():
     scale = fits[0].models[0].constrained("scale").item()
     assert scale != fits[0].models[1].constrained("scale").item()
     assert fits[0].history[:, -5:].mean() > fits[0].history[:, :5].mean()
+    for fitted in fits[0].models:  # the network too, of which each seed has its own
+        trained = fitted.constrained("network$$$weight")
+        assert not torch.equal(trained, network.weight)
+    assert not torch.equal(*(m.constrained("network$$$weight") for m in fits[0].models))
     assert not list(pyro.get_param_store().keys())
 
 

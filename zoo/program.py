@@ -1,6 +1,7 @@
 """`Program`: a plain Pyro function as a module that owns its parameters."""
 
 import weakref
+from contextlib import contextmanager
 
 import pyro
 import torch
@@ -24,7 +25,6 @@ class Program(nn.Module):
         self.args = args
         self.constraints = {}
         self.values = nn.ParameterDict()
-        self.modules_at_start = {}
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -40,7 +40,7 @@ class Program(nn.Module):
                 self._set(name, store._params[name].detach().clone())
 
     def forward(self, *args, **kwargs):
-        with _Own(self):
+        with _Own(self), _networks_filled():
             return self.function(*args, **kwargs)
 
     def constrained(self, name):
@@ -51,16 +51,34 @@ class Program(nn.Module):
         return value
 
     def _set(self, name, value):
-        # A network that the function closes over keeps what training left in it: every
-        # reset goes back to what it held when the Program was made.
-        if "$$$" in name:
-            value = self.modules_at_start.setdefault(name, value).clone()
         key = _key(name)
         if key in self.values:
             with torch.no_grad():
                 self.values[key].copy_(value)
         else:
             self.values[key] = nn.Parameter(value)
+
+
+@contextmanager
+def _networks_filled():
+    """Inside, `pyro.module` puts the Program's values into the network that it is given.
+
+    By itself it only registers them, and the network would go on with its own.  Afterwards the
+    network, which the function closes over and other Programs share, is as it was.
+    """
+    register, before = pyro.module, []
+
+    def fill(name, network, update_module_params=True):
+        before.extend((part, dict(part._parameters)) for part in network.modules())
+        return register(name, network, update_module_params=True)
+
+    pyro.module = fill
+    try:
+        yield
+    finally:
+        pyro.module = register
+        for part, parameters in reversed(before):
+            part._parameters.update(parameters)
 
 
 class _Own(Messenger):

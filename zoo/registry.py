@@ -50,6 +50,10 @@ class Registry:
             raise unknown(self.kind, name, self.names())
         return self._builds[name]
 
+    def has_loaded(self, name):
+        """Whether `name` is a Python file's path, loaded before, that registered something here."""
+        return str(name).endswith(".py") and Path(name).resolve() in self._own
+
     def resolve(self, name, build, options, skip=0):
         """The options of `build` with its defaults written out.
 

@@ -41,6 +41,10 @@ class FitConfig(Settings):
     checkpoint_seconds: float = Field(10.0, gt=0)
     """Seconds between checkpoints, where there is a place for them."""
 
+    def takes_minibatches(self, num_data):
+        """Whether a step takes fewer than all `num_data` rows."""
+        return self.batch_size is not None and self.batch_size < num_data
+
 
 def validated(settings, **values):
     """An instance of a Settings class, or a one-line ZooError."""

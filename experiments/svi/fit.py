@@ -16,7 +16,7 @@ from experiments.svi.estimators import resolve
 from experiments.svi.interrupt import Interrupted, noticing
 from experiments.svi.loop import train
 from experiments.svi.run import Run, as_module, load_modules
-from guides.checks import check_sites
+from guides.checks import refuse_traps
 from zoo.errors import require
 
 
@@ -98,7 +98,8 @@ def fit(problem, guide, steps=2000, seeds=1, device="auto", out=None, resume=Fal
     config = resolve(validated(FitConfig, steps=steps, **options), problem)
     require(out is not None or not resume, "resume goes on in a folder: name it with out")
     device, seeds = devices.resolve(device), seed_list(seeds)
-    check_sites(problem, as_module(guide, problem))
+    minibatches = config.takes_minibatches(len(problem.data.train))
+    refuse_traps(problem, as_module(guide, problem), minibatches)
     runs = [fit_seed(problem, guide, config, seed, device, out, resume) for seed in seeds]
     return collect(problem, config, runs)
 

@@ -4,7 +4,9 @@ import math
 import time
 from copy import deepcopy
 
+import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
 from experiments.svi import checkpoint
@@ -116,11 +118,15 @@ class Run:
 
 
 def as_module(guide, problem):
-    """The guide itself where it is a module, else its function as one."""
-    if isinstance(guide, nn.Module):
-        return guide
+    """The guide itself where it is a module, else its function as one; ready to run."""
     with explained("the guide does not run on the training data"):
-        return Program(guide, problem.data.train)
+        if not isinstance(guide, nn.Module):
+            return Program(guide, problem.data.train)
+        if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+            # It makes its parameters when it first runs: until then it can load none.
+            with torch.random.fork_rng([]), pyro.get_param_store().scope():
+                guide(problem.data.train)
+    return guide
 
 
 def load_modules(modules, tensors, path):

@@ -1,0 +1,81 @@
+"""`check`: every conformance check of a model and of guides for it."""
+
+from pathlib import Path
+
+import guides
+import zoo.checks
+from experiments.svi.run import as_module
+from guides import checks
+from zoo.errors import ZooError
+from zoo.testing import FALSE_ALARMS, Result, outcome
+
+
+def check(problem, guide=None, also=(), seed=0, false_alarms=FALSE_ALARMS):
+    """Run every check of a problem and of guides for it: a list of `zoo.testing.Result`.
+
+    guide: a name, a Pyro guide, a list of these, or None for every registered guide that suits.
+    also: further guides beside those.
+    false_alarms: rate at which the random checks together refuse what is right.  seed: of their
+    random streams.  Raises ZooError for an unknown guide, or one that does not suit the latents.
+    """
+    results, found = [], {}
+    for one in [*_listed(guide), *also]:
+        try:
+            name, module = _built(one, problem)
+            found[name] = module
+        except ZooError as refusal:
+            if guide is not None or one in also:
+                raise
+            results.append(Result(one, "suits", True, f"not applicable: {refusal}"))
+    num_random = len(zoo.checks.RANDOM) + len(found) * len(checks.RANDOM)
+    level = false_alarms / num_random  # Bonferroni
+    results += _run("model", zoo.checks, level, seed, problem)
+    for name, module in found.items():
+        results += _run(name, checks, level, seed, problem, module)
+    return results
+
+
+def _run(subject, package, level, seed, *arguments):
+    found = [outcome(subject, one, *arguments, seed=seed) for one in package.CHECKS]
+    random = [outcome(subject, one, *arguments, level, seed=seed) for one in package.RANDOM]
+    return found + random
+
+
+def _listed(guide):
+    if guide is None:
+        return guides.names()
+    return list(guide) if isinstance(guide, list | tuple) else [guide]
+
+
+def _built(guide, problem):
+    """(name, module) of a guide's name, or of a guide itself."""
+    if isinstance(guide, str):
+        return Path(guide).stem, guides.build(guide, problem)
+    name = getattr(guide, "name", None) or getattr(guide, "__name__", type(guide).__name__)
+    return name, as_module(guide, problem)
+
+
+def table(results):
+    """The outcome of every check as text: a row a check, a column for the model and each guide.
+
+    Below it a sentence for each failure, and for each guide that does not suit the model.
+    """
+    subjects = list(dict.fromkeys(r.subject for r in results if r.check != "suits"))
+    marks = {(r.check, r.subject): _mark(r) for r in results}
+    checks = list(dict.fromkeys(r.check for r in results if r.check != "suits"))
+    width = max(map(len, checks))
+    lines = [" ".join(["check".ljust(width), *(f" {s}" for s in subjects)]).rstrip()]
+    for one in checks:
+        cells = [f" {marks.get((one, s), ''):<{len(s)}}" for s in subjects]
+        lines.append(" ".join([one.ljust(width), *cells]).rstrip())
+    lines += [f"{r.subject} does not suit: {r.sentence}" for r in results if r.check == "suits"]
+    lines += [f"FAILED {r.subject}, {r.check}: {r.sentence}" for r in results if not r.ok]
+    failed = sum(not r.ok for r in results)
+    lines.append(f"{failed} of {len(results)} checks failed" if failed else "every check holds")
+    return "\n".join(lines)
+
+
+def _mark(result):
+    if result.sentence.startswith("not applicable"):
+        return "-"
+    return "ok" if result.ok else "FAILED"
