@@ -105,7 +105,9 @@ def fit(
         print(f"seed {seed}: train ELBO {bound:.4f} nats a datum after {len(losses)} steps")
     if out is not None:
         from experiments.measure import bridge
+        from experiments.saved import note_fit
 
+        note_fit(out, problem, model, guide, found.seeds)
         bridge.write(found.to_datatree(predictive=False), out / "posterior.nc")
 
 
@@ -158,6 +160,33 @@ def compare(
     console.print(f"records, table, figures and posteriors: {out}")
     if found.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def diagnose(
+    folder: Annotated[Path, typer.Argument(help="What `compare --out` or `fit --out` wrote.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for texts and figures; FOLDER/diagnosis if none.")
+    ] = None,
+    setting: Annotated[
+        list[str],
+        typer.Option("--set", metavar="NAME=VALUE", help="A field of MeasureConfig; repeatable."),
+    ] = [],  # noqa: B006
+):
+    """Measure saved fits anew, datum by datum: gaps, Pareto k, ranks; texts and figures."""
+    import experiments
+    from experiments.saved import saved_fits
+    from experiments.settings import MeasureConfig, read_settings
+    from experiments.svi.config import validated
+
+    settings = read_settings(setting)
+    validated(MeasureConfig, **settings)
+    out = out or folder / "diagnosis"
+    for label, found in saved_fits(folder).items():
+        with console.status(label):
+            diagnosis = experiments.diagnose(found, out / label, **settings)
+        print(diagnosis.text)
+    console.print(f"texts and figures: {out}")
 
 
 @app.command()
