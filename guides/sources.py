@@ -11,6 +11,16 @@ from zoo.errors import require
 from zoo.nets import mlp
 
 
+class Rows(nn.Embedding):
+    """An embedding that leaves its start to the table that owns it.
+
+    torch's own start, Normal(0, 1), would come after the table's whenever all modules are reset.
+    """
+
+    def reset_parameters(self):
+        """Nothing: see `Table.reset_parameters`."""
+
+
 class Table(nn.Module):
     """A free row per datum, looked up by index.
 
@@ -21,7 +31,7 @@ class Table(nn.Module):
     def __init__(self, num_data, initial_row):
         super().__init__()
         self.initial_row = initial_row
-        self.rows = nn.Embedding(num_data, len(initial_row()))
+        self.rows = Rows(num_data, len(initial_row()))
         self.reset_parameters()
 
     def reset_parameters(self):

@@ -38,6 +38,19 @@ def test_table_gradient_touches_the_batch_only():
     assert set(gradient.coalesce().indices().flatten().tolist()) == {3, 7}
 
 
+def test_a_fit_starts_from_the_rows_of_the_family():
+    """Resetting all modules, children after parents, leaves torch's Normal(0, 1) nowhere."""
+    from experiments.svi.run import reset
+
+    problem = zoo.load("gaussian_lvm")
+    guide = guides.build("mean_field", problem)
+    for _ in range(2):
+        loc, log_scale = guide.sources["z"].rows.weight.detach().chunk(2, -1)
+        assert 0.08 < loc.std() < 0.12
+        assert (log_scale == 0).all()
+        reset(torch.nn.ModuleList([guide]))
+
+
 def test_table_refuses_other_data():
     problem = zoo.load("gaussian_lvm")
     with pytest.raises(zoo.ZooError, match="1347 rows, the data 450"):
