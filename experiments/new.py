@@ -1,6 +1,8 @@
 """`zoo new NAME`: a model and a guide in one commented file, to start from."""
 
+import importlib.util
 import keyword
+import os
 from pathlib import Path
 
 import guides
@@ -14,8 +16,9 @@ Story:
     z_n     ~ Normal(0, 1)                       hidden score of datum n
     x_n | z ~ Normal(loc + z_n weight, scale)    what is observed, event (d,)
 
-Next: `zoo check @NAME@.py` tests what is written here, `zoo compare @NAME@.py --out runs/@NAME@`
-fits the guides and splits their gaps; add `--guide @NAME@.py` for the guide below.
+Next, to test what is written here, and to fit two guides, the one below among them:
+    zoo check @NAME@.py
+    zoo compare @NAME@.py --guide amortized --guide @NAME@.py --out runs/mine
 """
 
 import pyro
@@ -55,7 +58,7 @@ def log_evidence(model, x):  # exact log p(x), (n,) nats; leave it and the Truth
 
 
 @zoo.register
-def build(data="digits"):  # options of the model: `zoo fit @NAME@.py amortized -o data=plants`
+def build(data="digits"):  # an option of the model, such as -o data=plants
     truth = zoo.Truth("T0", "z integrates out to a normal", log_evidence)
     return zoo.Problem(model, zoo.data.as_dataset(data), log_joint, truth)
 
@@ -83,11 +86,14 @@ def write(name, folder="."):
     for kind, names in (("model", zoo.names()), ("guide", guides.names())):
         require(name not in names, f"{name!r} is the name of a registered {kind}; choose another")
     path = Path(folder) / f"{name}.py"
+    require(not os.path.exists(path), f"{path} is there already; choose another name")
+    require(
+        importlib.util.find_spec(name) is None,
+        f"{name!r} is the name of a Python module, which the file would hide; choose another",
+    )
     try:
         with path.open("x") as file:
             file.write(TEMPLATE.replace("@NAME@", name))
-    except FileExistsError:
-        require(False, f"{path} is there already; choose another name")
     except OSError as error:
         require(False, f"cannot write {path}: {error.strerror}")
     return path

@@ -9,6 +9,7 @@ import torch
 import experiments
 import guides
 import zoo
+from experiments import new
 from experiments.cli import main
 
 COMMANDS = {
@@ -83,6 +84,28 @@ COMMANDS = {
     "unknown command": (["compares"], "No such command 'compares'"),
     "missing argument": (["fit", "vae"], "Missing argument 'guide'"),
     "unknown flag": (["compare", "--sed=3"], "No such option: --sed"),
+    "check of no file": (["check", "nowhere.py"], "no such file: "),
+    "check of an unknown model": (["check", "vea"], "unknown model 'vea'; known: vae,"),
+    "check with an unknown guide": (
+        ["check", "vae", "--guide=amortised"],
+        "unknown guide 'amortised'; known: amortized,",
+    ),
+    "check with a guide that is no file": (
+        ["check", "vae", "--guide=nowhere.py"],
+        "no such file: ",
+    ),
+    "check with an unknown option": (["check", "vae", "-o", "dim=2"], "unknown option of model"),
+    "check of nothing": (["check"], "Missing argument 'model'"),
+    "new without a name": (["new"], "Missing argument 'name'"),
+    "new that begins with a digit": (["new", "2d"], "begins with no digit"),
+    "new with a dash": (["new", "my-model"], "letters, digits and '_'"),
+    "new in another folder": (["new", "../mine"], "letters, digits and '_'"),
+    "new with its ending": (["new", "mine.py"], "letters, digits and '_'"),
+    "new that is a word of Python": (["new", "class"], "is no word of Python, got 'class'"),
+    "new that is a model": (["new", "vae"], "'vae' is the name of a registered model"),
+    "new that is a guide": (["new", "amortized"], "'amortized' is the name of a registered guide"),
+    "new that hides a module": (["new", "torch"], "'torch' is the name of a Python module"),
+    "new with too long a name": (["new", "x" * 300], "cannot write xxx"),
     "negative workers": (["compare", "--workers=-1"], "workers must be at least 1"),
 }
 
@@ -168,7 +191,23 @@ def test_a_users_file_that_is_no_model(text, message, capsys, tmp_path):
     path = tmp_path / f"mine_{abs(hash(text))}.py"
     path.write_text(text)
     assert message in refused(["compare", str(path), f"--out={tmp_path / 'out'}"], capsys)
+    assert message in refused(["check", str(path)], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_new_leaves_a_file_that_is_there(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("my thesis")
+    assert "mine.py is there already" in refused(["new", "mine"], capsys)
+    assert (tmp_path / "mine.py").read_text() == "my thesis"
+
+
+def test_new_in_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(zoo.ZooError, match="cannot write"):
+        new.write("my_own_model", tmp_path / "file")
+    with pytest.raises(zoo.ZooError, match="cannot write"):
+        new.write("my_own_model", tmp_path / "nowhere")
 
 
 NAN, INF = float("nan"), float("inf")

@@ -1,6 +1,7 @@
 """The figures of a comparison; each function draws one, and leaves it out where it has no sense."""
 
 import math
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -188,7 +189,7 @@ def _by_model(fits):
 
 
 def _model(record):
-    return record["label"].removesuffix(f"-{record['config']['guide']}")
+    return record["label"].removesuffix(f"-{Path(record['config']['guide']).stem}")
 
 
 def _colors(guides):

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import statistics
+from pathlib import Path
 
 BOUNDS = {
     "train ELBO": ("measures", "train", "elbo_per_datum"),
@@ -121,10 +122,11 @@ def _identifier(column):
 
 def _row(group):
     done = [record for record in group if record["status"] == "ok"]
+    guide = Path(group[0]["config"]["guide"]).stem  # a user's own is a file
     row = {
         "label": group[0]["label"],
-        "model": group[0]["label"].removesuffix(f"-{group[0]['config']['guide']}"),
-        "guide": group[0]["config"]["guide"],
+        "model": group[0]["label"].removesuffix(f"-{guide}"),
+        "guide": guide,
         "ok": len(done),
         "all": len(group),
         "evidence": {r["seed"]: _get(r, TRAIN_EVIDENCE) for r in done},
