@@ -51,7 +51,8 @@ def test_a_shift_whose_sign_depends_on_the_datum_is_seen():
     problem = linear()
 
     def alter(q):
-        return dist.MultivariateNormal(q.mean + 0.3 * q.mean.sign(), q.covariance_matrix)
+        loc = q.mean + 0.25 * q.variance.sqrt() * q.mean.sign()
+        return dist.MultivariateNormal(loc, q.covariance_matrix)
 
     assert c2st(problem, Oracle(problem, alter), problem.data.train, 100).p_value < 1e-6
 

@@ -67,7 +67,7 @@ def _features(latent, posterior, draws):
     """What the classifier sees of draws (2, num_draws, n, ...): (2, num_draws, n, features).
 
     Of a finite discrete latent its value and posterior probability; of any other the standardized
-    value, products of its coordinates and posterior density; and which datum it is, roughly.
+    value and the posterior density, which sees correlations; and which datum it is, roughly.
     """
     log_prob = posterior.log_prob(draws)
     typical = log_prob.mean((0, 1), keepdim=True)  # of both kinds, so that it tells them not apart
@@ -77,8 +77,7 @@ def _features(latent, posterior, draws):
     else:
         mean, sd = posterior.mean, posterior.variance.sqrt()
         z = ((draws - mean) / sd).reshape(*log_prob.shape, -1)
-        i, j = torch.triu_indices(z.shape[-1], z.shape[-1], device=z.device)
-        seen = [z, z[..., i] * z[..., j], (log_prob - typical)[..., None]]
+        seen = [z, (log_prob - typical)[..., None]]
         context = mean.expand_as(draws).reshape(*log_prob.shape, -1)
     return torch.cat([*seen, context], -1)
 
