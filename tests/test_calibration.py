@@ -274,6 +274,22 @@ def test_reruns_are_equal_and_the_global_state_is_left_alone():
     assert not torch.equal(first.ranks["z[0]"], other.ranks["z[0]"])
 
 
+def test_draws_have_a_stream_apart_from_the_simulation(monkeypatch):
+    used = []
+    for name, place in (("simulate", 2), ("draw", 4)):
+        original = getattr(calibration, name)
+
+        def noting(*args, original=original, place=place):
+            used.append(args[place])
+            return original(*args)
+
+        monkeypatch.setattr(calibration, name, noting)
+    problem = linear()
+    calibrate(problem, Oracle(problem), 20)
+    calibrate(means(), Oracle(means()), 2)
+    assert len(set(used)) == len(used) == 6
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
