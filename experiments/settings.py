@@ -5,10 +5,11 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 import guides
 import zoo
+from experiments.measure.calibration import RANKS_APART
 from experiments.svi import device as devices
 from experiments.svi.config import FitConfig, Settings, validated
 from experiments.svi.estimators import resolve
@@ -32,13 +33,20 @@ class MeasureConfig(Settings):
     simulations: int = Field(500, ge=0)
     """Data simulated from the fitted model for ranks and coverage; 0 leaves them out."""
     rank_draws: int = Field(199, ge=19)
-    """Draws among which a simulated latent is ranked."""
+    """Draws among which a simulated latent is ranked: 19, 39, 59 ..., whose intervals are exact."""
     interval_rows: int = Field(100, ge=0)
     """Data whose evidence is put between two bounds where it is not known exactly; 0: none."""
     interval_draws: int = Field(5000, ge=1)
     """Draws a datum of the importance-weighted bound for that."""
     interval_temperatures: int = Field(200, ge=1)
     """Temperatures of annealed importance sampling for that, with 16 chains a datum."""
+
+    @field_validator("rank_draws")
+    @classmethod
+    def _intervals_end_between_ranks(cls, value):
+        if (value + 1) % RANKS_APART:
+            raise ValueError("rank_draws must be 19, 39, 59 or another multiple of 20 less 1")
+        return value
 
 
 class Suite(Settings):

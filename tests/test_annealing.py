@@ -13,11 +13,12 @@ import experiments
 import guides
 import zoo
 from experiments.measure import annealing
-from experiments.measure.annealing import Setting, ais, anneal, gibbs, sigmoid, stream
-from experiments.measure.bidirectional import bdmc, evidence_interval, simulate
+from experiments.measure.annealing import Setting, ais, anneal, gibbs, sigmoid
+from experiments.measure.bidirectional import bdmc, evidence_interval, simulated_rows
 from experiments.measure.evidence import iwae
 from experiments.measure.hmc import TARGET, Tuning, equal_steps, hmc, leapfrog, pilot
 from experiments.measure.path import path
+from experiments.measure.streams import stream
 from tests.test_evidence import near, one_mean, oracle, small_vae  # noqa: F401
 
 SHORT = {"num_temperatures": 6, "num_leapfrog": 2}
@@ -31,7 +32,7 @@ def linear(num_rows=400, latent_dim=2):
         problem.model.double().weight.copy_(0.7 * torch.randn(4, latent_dim))
         problem.model.log_scale.fill_(-0.3)
     problem = problem.having(data=problem.data.map(torch.Tensor.double))
-    x, latents = simulate(problem, num_rows)
+    x, latents = simulated_rows(problem, num_rows, seed=0)
     return problem, x, latents
 
 
@@ -66,7 +67,7 @@ def test_densities_over_real_vectors_integrate(support, local, double):
     x = problem.data.train[:1].double()
     axis = torch.linspace(-25, 12, 2000 if size == 1 else 500)
     points = torch.cartesian_prod(*[axis] * size).reshape(-1, 1, size)
-    with stream(0, x):
+    with stream(0, x.device):
         state = path(problem, x).evaluate(points)
     cell = (axis[1] - axis[0]) ** size
     draws = prior.sample((400_000,))
@@ -80,7 +81,7 @@ def test_densities_over_real_vectors_integrate(support, local, double):
 @pytest.mark.parametrize("local", [True, False])
 def test_values_and_vectors_are_inverse(local, double):
     problem = of_support(SUPPORTS["simplex"][0], local)
-    with stream(0, problem.data.train):
+    with stream(0, problem.data.train.device):
         way = path(problem, problem.data.train)
         state = way.draw(5)
         again = way.at(way.values(state.u)[0])
@@ -90,7 +91,7 @@ def test_values_and_vectors_are_inverse(local, double):
 
 def test_gradients_are_those_of_finite_differences(double):
     problem, x, _ = linear(3)
-    with stream(0, x):
+    with stream(0, x.device):
         way = path(problem, x, near(problem, x).double())
         state = way.draw(2)
         for beta in (0.0, 0.3, 1.0):
@@ -104,7 +105,7 @@ def test_gradients_are_those_of_finite_differences(double):
 
 def test_leapfrog_is_reversible_and_of_second_order(double):
     problem, x, _ = linear(5)
-    with stream(0, x):
+    with stream(0, x.device):
         way = path(problem, x)
         state = way.draw(3)
         momentum = torch.randn_like(state.u)
@@ -131,7 +132,7 @@ def test_hmc_leaves_the_tempered_density_invariant(beta, double):
     weight, scale = problem.model.weight[:, 0].detach(), problem.model.scale().detach()
     precision = 1 + beta * weight.square().sum() / scale**2
     loc = beta * (x[0] @ weight) / scale**2 / precision
-    with stream(0, x):
+    with stream(0, x.device):
         way = path(problem, x)
         state = way.at({"z": (loc + torch.randn(40_000, 1, 1) / precision.sqrt())})
         tuning = Tuning(torch.full((1,), 1.6) / precision.sqrt(), torch.ones(1, 1))
@@ -147,7 +148,7 @@ def test_hmc_leaves_the_tempered_density_invariant(beta, double):
 
 def test_hmc_moves_every_chain_by_its_own_acceptance(double):
     problem, x, _ = linear(4)
-    with stream(0, x):
+    with stream(0, x.device):
         way = path(problem, x)
         before = way.draw(500)
         tuning = Tuning(torch.tensor([0.01, 0.3, 1.0, 30.0]), torch.ones(4, 2))
@@ -162,7 +163,7 @@ def test_hmc_moves_every_chain_by_its_own_acceptance(double):
 
 def test_pilot_meets_its_target(double):
     problem, x, _ = linear(20)
-    with stream(0, x):
+    with stream(0, x.device):
         way = path(problem, x)
         plan = pilot(way, 60, 8, 3)
         state, rates = way.draw(30), []
@@ -174,7 +175,7 @@ def test_pilot_meets_its_target(double):
 
 def test_temperatures_rise_from_zero_to_one(double):
     problem, x, _ = linear(4)
-    with stream(0, x):
+    with stream(0, x.device):
         plans = [pilot(path(problem, x), number, 4, 1).betas for number in (1, 2, 80)]
     for betas, number in [*zip(plans, (1, 2, 80), strict=True), (sigmoid(7), 7)]:
         assert len(betas) == number + 1
@@ -202,7 +203,7 @@ def test_weights_are_unbiased_up_and_down_the_path(double):
     """So few steps that the weights spread, and transitions matter."""
     problem, x, latents = linear(1500)
     exact = problem.log_evidence(x)
-    with stream(1, x):
+    with stream(1, x.device):
         way = path(problem, x)
         truth = {"z": latents["z"][None]}
         up, down = anneal(way, Setting(num_chains=8, **MIDDLING), truth)
@@ -218,9 +219,9 @@ def test_weights_over_a_finite_latent_are_unbiased(double):
     with torch.no_grad():
         problem.model.double().logits.copy_(torch.randn(4, 6))
         problem.model.weight_logits.copy_(torch.randn(4))
-    x, latents = simulate(problem, 1500)
+    x, latents = simulated_rows(problem, 1500, seed=0)
     exact = problem.log_evidence(x)
-    with stream(1, x):
+    with stream(1, x.device):
         way = path(problem, x)
         truth = {"z": latents["z"][None]}
         up, down = anneal(way, Setting(num_chains=20, num_temperatures=3), truth)
@@ -236,7 +237,7 @@ def test_gibbs_draws_from_the_tempered_density(double):
     with torch.no_grad():
         problem.model.double().logits.copy_(torch.randn(3, 6))
         problem.model.weight_logits.copy_(torch.tensor([2.0, 0.0, -1.0]))
-    with stream(0, x):
+    with stream(0, x.device):
         way = path(problem, x)
         drawn = gibbs(way, way.draw(20_000), 0.4).u.flatten()
     model = problem.model
@@ -427,7 +428,7 @@ def regression(x=None, index=None):
 
 def test_covariates_stay_and_the_response_is_simulated():
     problem = zoo.Problem(regression, zoo.data.as_dataset(torch.randn(5, 2)))
-    x, latents = simulate(problem, 12)
+    x, latents = simulated_rows(problem, 12, seed=0)
     train = problem.data.train
     torch.testing.assert_close(x[:, 1], train[torch.arange(12) % len(train), 1])
     assert ((x[:, 0] - latents["z"] * x[:, 1]).abs() < 0.6).all()

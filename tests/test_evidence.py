@@ -214,7 +214,7 @@ def test_number_of_draws_is_refused(num_draws):
 def test_points_have_no_density_but_densities_carried_over_do():
     problem, marginal = one_mean(20)
     x = problem.data.train
-    with pytest.raises(zoo.ZooError, match="latent 'm' of the guide is a point without a density"):
+    with pytest.raises(zoo.ZooError, match="has no log q: it is a point estimate of m"):
         iwae(problem, AutoDelta(problem.model), x, 10)
     auto = AutoMultivariateNormal(problem.model, init_scale=0.5)
     bound = iwae(problem, auto, x, 4000)

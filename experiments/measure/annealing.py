@@ -9,15 +9,15 @@ Source: Neal 2001, Annealed importance sampling, eq. 3-11;
     Wu et al. 2017, On the quantitative analysis of decoder-based generative models, section 3.
 """
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from experiments.measure.evidence import Bound, check_count, check_density, log_mean
+from experiments.measure.elbo import latent_names
+from experiments.measure.evidence import Bound, check_count, log_mean
 from experiments.measure.hmc import hmc, pilot
 from experiments.measure.path import Continuous, path, require_suited
-from experiments.svi.loop import isolated
+from experiments.measure.streams import stream
 from zoo.errors import require, unknown
 
 FLOATS_AT_ONCE = 2**20  # of chains x rows x columns
@@ -49,7 +49,7 @@ def ais(problem, x, guide=None, seed=0, **setting):
     setting = settled(problem, setting)
     x = problem.check_support(x)
     check_start(problem, guide, x)
-    with stream(seed, x):
+    with stream(seed, x.device):
         parts = [anneal(way, setting)[0] for _, way in ways(problem, x, guide, setting)]
     return Bound(*log_mean(torch.cat(parts, 1)), setting.num_chains)
 
@@ -124,17 +124,9 @@ def settled(problem, setting):
 def check_start(problem, guide, x):
     """Refuse a guide that chains cannot start from."""
     if guide is not None:
-        names = check_density(guide, x)
+        names = latent_names(guide, x)
         require(
             names == {latent.name for latent in problem.latents},
             "annealing cannot start from a guide with auxiliary latents; start from the prior: "
             "guide=None",
         )
-
-
-@contextmanager
-def stream(seed, x):
-    """A random stream and a parameter store of their own."""
-    with torch.random.fork_rng([x.device] if x.is_cuda else []), isolated():
-        torch.manual_seed(seed)
-        yield

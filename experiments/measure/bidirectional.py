@@ -11,13 +11,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from pyro import poutine
 
-from experiments.measure.annealing import ais, anneal, settled, stream, ways
+from experiments.measure.annealing import ais, anneal, settled, ways
 from experiments.measure.evidence import Bound, check_count, iwae, log_mean
-from experiments.measure.rows import Frozen, fit_rows
-from zoo.errors import explained, require
-from zoo.problem import sample_sites
+from experiments.measure.rows import fit_rows
+from experiments.measure.simulation import simulate, training_rows
+from experiments.measure.streams import seeds, stream
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,8 @@ def bdmc(problem, guide=None, num_units=100, seed=0, **setting):
     check_count("num_units", num_units)
     sets, num_rows = (num_units, len(problem.data.train)) if problem.joint else (1, num_units)
     guide = None if problem.joint else guide
-    with stream(seed, problem.data.train):
-        drawn = [simulate(problem, num_rows) for _ in range(sets)]
+    drawn = [simulated_rows(problem, num_rows, own) for own in seeds(seed, sets)]
+    with stream(seed, problem.data.train.device):
         guides = [answering(problem, guide, x) for x, _ in drawn]
         pairs = [
             anneal(way, setting, {name: v[None, block] for name, v in latents.items()})
@@ -111,39 +110,14 @@ def evidence_interval(problem, guide, x, num_draws=5000, num_units=100, seed=0, 
     return Interval(below[method], method, width.mean().item(), se)
 
 
-def simulate(problem, num_rows):
+def simulated_rows(problem, num_rows, seed):
     """Rows (num_rows, d) drawn from the model, and the latents {name: (num_rows, ...)} behind them.
 
-    Columns that the model does not observe, such as covariates, are those of the training rows,
-    over and over.  Latents outside the plate are drawn once, and come as (1, ...).
-    Raises ZooError where the likelihood observes anything else than entries of the rows.
+    Latents outside the plate are drawn once, and come as (1, ...).
     """
-    template = problem.data.train
-    template = template[torch.arange(num_rows, device=template.device) % len(template)]
-    model, x = Frozen(problem.model), template.clone()
-    with torch.no_grad():
-        trace = poutine.trace(poutine.uncondition(model)).get_trace(template)
-    for name, cells in _observed_cells(problem, model, template).items():
-        x.view(-1)[cells] = trace.nodes[name]["value"].to(x).reshape(-1)
-    found = {
-        name: trace.nodes[name]["value"] for name in (latent.name for latent in problem.latents)
-    }
+    latents, _, x = simulate(problem, training_rows(problem, num_rows), seed)
     shared = {latent.name for latent in problem.latents if not latent.local}
-    return x, {name: value[None] if name in shared else value for name, value in found.items()}
-
-
-def _observed_cells(problem, model, x):
-    """Which entries of x.flatten() every likelihood site observes, found by numbering them."""
-    numbers = torch.arange(x.numel(), device=x.device, dtype=torch.float64).reshape(x.shape)
-    wrong = f"{problem.name} cannot be simulated: its likelihood must observe entries of the rows"
-    with explained(wrong), torch.no_grad():
-        trace = poutine.trace(model).get_trace(numbers)
-        values = {s["name"]: s["value"] for s in sample_sites(trace) if s["is_observed"]}
-    cells = {name: value.reshape(-1).double() for name, value in values.items()}
-    every = torch.cat(list(cells.values()))
-    good = (every == every.long()).all() and every.unique().numel() == every.numel()
-    require(good and every.min() >= 0 and every.max() < x.numel(), wrong)
-    return {name: cell.long() for name, cell in cells.items()}
+    return x, {name: v[None] if name in shared else v for name, v in latents.items()}
 
 
 def answering(problem, guide, x):

@@ -16,15 +16,14 @@ from functools import cached_property
 from itertools import product
 
 import torch
-from pyro import poutine
 
 from experiments.measure.bands import Uniformity
 from experiments.measure.elbo import Estimate, draw
 from experiments.measure.rows import RULE, fit_joint, fit_rows
+from experiments.measure.simulation import simulate, training_rows
 from experiments.measure.streams import seeds, stream
 from experiments.svi.run import reset
 from zoo.errors import explained, require
-from zoo.problem import sample_sites
 
 INTERVALS = (0.5, 0.9)  # nominal central intervals
 RANKS_APART = 20  # intervals end between ranks where num_draws + 1 is a multiple of this
@@ -128,8 +127,7 @@ def calibrate(problem, guide, num_simulations=1000, num_draws=99, seed=0, level=
         ranks = _joint_ranks(problem, guide, num_simulations, num_draws, seed, rule)
     else:
         first, second, third = seeds(seed, 3)
-        rows = problem.data.train
-        like = rows[torch.arange(num_simulations, device=rows.device) % len(rows)]
+        like = training_rows(problem, num_simulations)
         truth, log_p, x = simulate(problem, like, first)
         answer = _answer(problem, guide, x, rule)
         with explained(f"the guide does not run on {num_simulations} simulated rows"):
@@ -137,23 +135,6 @@ def calibrate(problem, guide, num_simulations=1000, num_draws=99, seed=0, level=
         found = _quantities(problem, draws.latents, draws.log_p.double(), lead=2)
         ranks = _ranks(found, _quantities(problem, truth, log_p, lead=1), third)
     return Calibration(ranks, num_draws, level)
-
-
-def simulate(problem, like, seed=0):
-    """Latents, log p(x, z) and rows x from the model, one of each for every row of `like` (n, d).
-
-    Returns ({name: (n, ...), without n outside the plate}, (n,) float64 nats, or () for a joint
-    problem, and (n, d)).  Columns that the model only conditions on stay as they are in `like`.
-    """
-    site, columns = _observed(problem, like)
-    with stream(seed, like.device), torch.no_grad():
-        trace = poutine.trace(poutine.uncondition(problem.model)).get_trace(like)
-        trace.compute_log_prob()
-    latents = {latent.name: trace.nodes[latent.name]["value"] for latent in problem.latents}
-    x = like.clone()
-    x[:, columns] = trace.nodes[site]["value"].reshape(len(like), -1).to(x.dtype)
-    terms = [found["unscaled_log_prob"].double() for found in sample_sites(trace)]
-    return latents, sum(term.sum() if problem.joint else term for term in terms), x
 
 
 def holm(p_values):
@@ -229,25 +210,6 @@ def _ranks(draws, truth, seed):
         luck = torch.rand(below.shape, generator=generator, dtype=torch.float64)
         found[name] = (below.cpu() + (luck * (tied.cpu() + 1)).long()).clamp(max=len(draws[name]))
     return found
-
-
-def _observed(problem, x):
-    """The observed site, and the columns of x (n, d) that it observes."""
-    with stream(0, x.device), torch.no_grad():
-        sites = sample_sites(poutine.trace(problem.model).get_trace(x))
-    observed = [site for site in sites if site["is_observed"]]
-    names = ", ".join(site["name"] for site in observed)
-    require(len(observed) == 1, f"rows are simulated for one observed site, not for {names}")
-    value = observed[0]["value"].reshape(len(x), -1)
-    if value.shape == x.shape and torch.equal(value, x):
-        return names, slice(None)
-    same = [column for column in range(x.shape[1]) if torch.equal(value, x[:, [column]])]
-    require(
-        len(same) == 1,
-        f"site {names!r} observes neither whole rows nor one column of them, so rows cannot be "
-        "simulated",
-    )
-    return names, same
 
 
 def _check(num_simulations, num_draws, level):

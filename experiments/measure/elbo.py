@@ -8,8 +8,8 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta
 
-from experiments.svi.loop import isolated
-from zoo.errors import ZooError
+from experiments.measure.streams import stream
+from zoo.errors import explained, require
 from zoo.problem import sample_sites
 
 CELLS_AT_ONCE = 60_000  # draws x data in one pass, which bounds the memory
@@ -59,9 +59,7 @@ def draw(model, guide, x, num_draws, seed=0, index=None, need_log_q=True):
     Raises ZooError for a guide without log q.
     """
     at_once = max(1, CELLS_AT_ONCE // (len(x) if index is None else len(index)))
-    gpus = [x.device] if x.is_cuda else []
-    with torch.random.fork_rng(gpus), isolated():
-        torch.manual_seed(seed)
+    with stream(seed, x.device):
         sizes = [min(at_once, num_draws - done) for done in range(0, num_draws, at_once)]
         return _join([_draw(model, guide, x, index, size, need_log_q) for size in sizes])
 
@@ -90,11 +88,8 @@ def _draw(model, guide, x, index, size, need_log_q):
 
     guide_trace = poutine.trace(vectorized).get_trace(guide)
     points = _points(guide_trace)
-    if need_log_q and points:
-        raise ZooError(
-            f"guide {getattr(guide, 'name', 'given')!r} has no log q: it is a point estimate of "
-            f"{', '.join(points)}; a bound, gaps and k need a guide with a density"
-        )
+    if need_log_q:
+        _refuse(guide, points)
     replayed = poutine.replay(vectorized, trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(model)
     model_trace.compute_log_prob()
@@ -113,6 +108,24 @@ def _draw(model, guide, x, index, size, need_log_q):
     return Draws(latents, log_p, log_q, shared_log_p, shared_log_q, likelihood)
 
 
+def latent_names(guide, x):
+    """The names of a guide's sites, after refusing one without log q, or that does not run on x."""
+    wrong = explained(f"the guide does not run on rows of shape {tuple(x.shape)}")
+    with wrong, stream(0, x.device), torch.no_grad():
+        trace = poutine.trace(guide).get_trace(x)
+    _refuse(guide, _points(trace))
+    return {site["name"] for site in sample_sites(trace)}
+
+
+def _refuse(guide, points):
+    """One line for a guide that puts latents at points."""
+    require(
+        not points,
+        f"guide {getattr(guide, 'name', 'given')!r} has no log q: it is a point estimate of "
+        f"{', '.join(points)}; a bound, gaps and k need a guide with a density",
+    )
+
+
 def _points(guide_trace):
     """The latents that the guide puts at a point: Deltas that no auxiliary site feeds."""
     sites = sample_sites(guide_trace)
@@ -129,7 +142,7 @@ def _is_delta(fn):
 def _varies(site):
     """Whether the site's value differs between draws; not to be told from one draw, so yes."""
     value = site["value"]
-    return len(value) == 1 or bool((value != value[:1]).any())
+    return value.dim() == 0 or len(value) == 1 or bool((value != value[:1]).any())
 
 
 def _sums(trace, shape):

@@ -7,14 +7,10 @@ Source: Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders, eq
 import math
 from dataclasses import dataclass
 
-import pyro.distributions as dist
 import torch
-from pyro import poutine
 
-from experiments.measure.elbo import draw
-from experiments.svi.loop import isolated
-from zoo.errors import explained, require
-from zoo.problem import sample_sites
+from experiments.measure.elbo import draw, latent_names
+from zoo.errors import require
 
 FLOATS_AT_ONCE = 2**21  # of draws x rows x columns: what the processor's cache holds
 CELLS_AT_ONCE = 2**15  # of draws x rows, where a row is short
@@ -55,7 +51,7 @@ def iwae(problem, guide, x, num_draws=5000, seed=0):
     """
     check_count("num_draws", num_draws)
     x = problem.check_support(x)
-    check_density(guide, x)
+    latent_names(guide, x)
     seeds = torch.Generator().manual_seed(seed)
     blocks, sizes = _chunks(problem, x, num_draws)
     found = [LogMean() for _ in blocks]
@@ -123,29 +119,3 @@ def check_count(name, number, least=1):
         type(number) is int and number >= least,
         f"{name} must be a whole number of at least {least}, got {number!r}",
     )
-
-
-def check_density(guide, x):
-    """The names of a guide's latents, after refusing one that has no log q or does not run.
-
-    A point, as a MAP guide has, puts no density beside the model's.  A Delta that carries the
-    density of an auxiliary draw, as Pyro's AutoContinuous guides have, is let through.
-    """
-    gpus = [x.device] if x.is_cuda else []
-    wrong = explained(f"the guide does not run on rows of shape {tuple(x.shape)}")
-    with wrong, torch.random.fork_rng(gpus), isolated(), torch.no_grad():
-        sites = sample_sites(poutine.trace(guide).get_trace(x))
-    auxiliary = any(site["infer"].get("is_auxiliary") for site in sites)
-    for site in sites:
-        require(
-            auxiliary or not isinstance(_base(site["fn"]), dist.Delta),
-            f"latent {site['name']!r} of the guide is a point without a density (delta), so there "
-            "is no log q to weigh draws with; take a guide with a density, such as mean_field",
-        )
-    return {site["name"] for site in sites}
-
-
-def _base(fn):
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn

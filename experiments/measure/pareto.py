@@ -11,12 +11,10 @@ Source: Vehtari, Simpson, Gelman, Yao & Gabry 2024, Pareto smoothed importance s
 import math
 
 import torch
-from pyro import poutine
 
-from experiments.measure.elbo import draw, log_weights
-from experiments.measure.streams import seeds, stream
+from experiments.measure.elbo import draw, latent_names, log_weights
+from experiments.measure.streams import seeds
 from zoo.errors import require
-from zoo.problem import sample_sites
 
 LIMIT = 0.7  # above it the guide cannot be mended by reweighting
 MIN_TAIL = 5  # fewer excesses fix no shape
@@ -34,7 +32,7 @@ def pareto_k(problem, guide, x, num_draws=1000, seed=0):
     fewer than 25 draws, and for a guide without a density, such as a point estimate.
     """
     _check_draws(num_draws)
-    check_density(guide, x)
+    latent_names(guide, x)
     if problem.joint or len(x) * num_draws <= DRAWS_AT_ONCE:
         return shape_of_tail(log_weights(problem, guide, x, num_draws, seed))
     blocks = torch.arange(len(x), device=x.device).split(max(1, DRAWS_AT_ONCE // num_draws))
@@ -98,20 +96,6 @@ def summary(k, labels=None, num_worst=5):
     return found
 
 
-def check_density(guide, x):
-    """Refuse a guide some latent of which is a point: it has no log q, so no weights."""
-    with stream(0, x.device), torch.no_grad():
-        sites = sample_sites(poutine.trace(guide).get_trace(x))
-    points = [site["name"] for site in sites if _is_point(site["fn"])]
-    spread = [s for s in sites if s["infer"].get("is_auxiliary") and not _is_point(s["fn"])]
-    # Pyro's own guides draw an auxiliary site, of which the latents are functions.
-    require(
-        not points or spread,
-        f"the guide has no density at latent {', '.join(points)}: a point estimate has no weights; "
-        "families with a spread, such as diagonal_normal, have",
-    )
-
-
 def _shape(excess):
     """Regularized shape of excesses over the threshold: (length, units), ascending -> (units,).
 
@@ -157,12 +141,6 @@ def _middle(k):
         "mean": k[k < math.inf].mean().item(),
         "median": k.median().item(),
     }
-
-
-def _is_point(fn):
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return type(fn).__name__ == "Delta"
 
 
 def _check_draws(num_draws):
