@@ -12,6 +12,7 @@ from arviz_stats.base import array_stats
 import guides
 import zoo
 from experiments.measure import pareto
+from experiments.measure.elbo import latent_names
 from experiments.measure.pareto import pareto_k, shape_of_tail, summary
 from guides.oracle import Oracle, spread_by
 
@@ -173,7 +174,7 @@ def test_a_point_estimate_is_refused():
 def test_pyros_own_guide_has_a_density_although_its_sites_are_points():
     problem = shared_mean()
     guide = pyro.infer.autoguide.AutoNormal(problem.model)
-    pareto.check_density(guide, problem.data.train)
+    assert "m" in latent_names(guide, problem.data.train)
 
 
 @pytest.mark.parametrize("num_draws", [0, 24, 100.0])

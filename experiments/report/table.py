@@ -96,8 +96,8 @@ def diagnostics_caption(records):
         f"{measure['pareto_draws']:,} draws a datum; above 0.7 the guide cannot be mended by "
         "importance sampling; left out for discrete latents, whose weights are bounded. 50 % and "
         "90 % covers: how often the guide's central interval holds the latent that made the "
-        f"datum, over {measure['simulations']:,} data simulated from the fit. ranks refused: share of the fits whose ranks, of any latent or of the log joint "
-        "density, leave the simultaneous band that an exact guide leaves once in 20."
+        f"datum, over {measure['simulations']:,} data simulated from the fit. ranks refused: share "
+        "of the fits whose ranks, of any latent or of the log joint density, leave the simultaneous band that an exact guide leaves once in 20."
     )
 
 
