@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from registered import INDEPENDENT
 
 import guides
 import zoo
@@ -48,6 +49,12 @@ def clean_pyro():
 @pytest.fixture(params=zoo.names())
 def problem(request):
     """Every registered problem, as built."""
+    return zoo.load(request.param)
+
+
+@pytest.fixture(params=INDEPENDENT)
+def independent_problem(request):
+    """Every registered problem whose rows are independent, as built."""
     return zoo.load(request.param)
 
 

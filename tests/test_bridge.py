@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from registered import INDEPENDENT, JOINT, few_rows
 
 import experiments
 import guides
@@ -14,7 +15,7 @@ from experiments.measure import bridge
 from experiments.measure.bridge import az
 
 
-@pytest.fixture(scope="module", params=zoo.names())
+@pytest.fixture(scope="module", params=INDEPENDENT)
 def fit(request):
     """A short fit of 40 rows with three seeds."""
     everything = zoo.load(request.param).data
@@ -123,6 +124,28 @@ def test_global_latents_and_no_labels():
     assert tree["posterior"]["z"].dims == ("chain", "draw", "datum")
     assert tree["sample_stats"]["shared_log_p"].dims == ("chain", "draw")
     assert "constant_data" not in tree.children
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_registered_problems_whose_rows_share_a_latent(name):
+    """Plates by their names; every draw's log p is the second density of all rows."""
+    problem = few_rows(name)
+    fit = experiments.fit(problem, guides.build("mean_field", problem), steps=5, seeds=2)
+    tree, n = fit.to_datatree(6), len(problem.data.train)
+    for latent in problem.latents:
+        own = ("chain", "draw", problem.plate) if latent.local else ("chain", "draw")
+        assert tree["posterior"][latent.name].dims == own
+    stats = tree["sample_stats"]
+    found = stats["log_p"].values
+    if any(latent.local for latent in problem.latents):
+        assert stats["log_p"].dims == ("chain", "draw", problem.plate)
+        found = found.sum(-1) + stats["shared_log_p"].values
+    latents = {v.name: torch.tensor(tree["posterior"][v.name].values) for v in problem.latents}
+    expected = problem.log_joint(problem.model, problem.data.train, **latents)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        tree["observed_data"]["x"].values.reshape(n, -1)[:, 0], problem.data.train[:, 0]
+    )
 
 
 def test_no_draws_is_refused(fit):

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import experiments
-import guides
 import zoo
 from experiments import records
+from experiments.settings import load_suite
 from experiments.svi.interrupt import Interrupted
 
 FEW = {"num_draws": 4, "restarts": 0, "simulations": 20, "pareto_draws": 100}
@@ -46,7 +46,7 @@ def test_comparison_leaves_what_it_promises(finished):
     assert (folder / "table.csv").read_text().count("\n") == 5
     assert {path.name for path in (folder / "figures").iterdir()} >= {"elbo.png", "gaps.png"}
     for model in PAIRS:
-        for guide in guides.names():
+        for guide in load_suite("card").guides:
             assert (folder / f"{model}-{guide}" / "posterior.nc").stat().st_size > 1e4
 
 
@@ -69,7 +69,7 @@ def test_record_holds_the_resolved_config_and_its_environment(finished):
 
 def test_settings_of_the_caller_outweigh_the_suites():
     from experiments.compare import _changed
-    from experiments.settings import load_suite, plan
+    from experiments.settings import plan
 
     card = load_suite("card")
     assert card.fit_for["vae"]["learning_rate"] != 0.5

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from arviz import psislw
+from registered import JOINT
 from scipy import integrate
 
 import experiments
@@ -80,6 +81,21 @@ def test_normal_hierarchical_equals_a_dense_normal(double):
     torch.testing.assert_close(
         local.variance + slope**2 * theta.variance, covariance.diagonal()[1:]
     )
+
+
+def test_declared_joint_problems_are_those_that_are():
+    assert [name for name in zoo.names() if zoo.load(name).joint] == JOINT
+
+
+def test_truth_follows_the_constants_of_the_model():
+    for name in JOINT:
+        problem = zoo.load(name)
+        x = problem.data.train
+        before = problem.log_evidence(x)
+        for constant in problem.model.buffers():
+            constant.mul_(1.5)
+            assert abs(problem.log_evidence(x) - before) > 1e-3
+            constant.div_(1.5)
 
 
 def test_default_measurements_have_the_stated_moments():
@@ -341,10 +357,11 @@ def test_a_point_estimate_has_no_bound_and_says_so():
             lambda fit=fit: fit.elbo_per_datum,
             lambda fit=fit: log_weights(problem, fit.guides[0], x, 5),
             lambda fit=fit: log_weights(problem, fit.guides[0], x, 1),
-            lambda fit=fit: fit.to_datatree(5),
         ):
             with pytest.raises(zoo.ZooError, match=sentence):
                 question()
+        with pytest.raises(zoo.ZooError, match="no log q"):
+            fit.to_datatree(5)
 
 
 def test_a_guide_whose_deltas_carry_its_density_is_no_point_estimate():

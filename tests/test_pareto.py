@@ -174,7 +174,7 @@ def test_a_point_estimate_is_refused():
 def test_pyros_own_guide_has_a_density_although_its_sites_are_points():
     problem = shared_mean()
     guide = pyro.infer.autoguide.AutoNormal(problem.model)
-    assert "m" in latent_names(guide, problem.data.train)
+    assert "mu" in latent_names(guide, problem.data.train)
 
 
 @pytest.mark.parametrize("num_draws", [0, 24, 100.0])

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
+from registered import PAIRS, few_rows
 
 import experiments
 import guides
@@ -41,7 +42,7 @@ def gradients(problem, guide, index=None, **settings):
     return loss, torch.cat([p.grad.to_dense().flatten() for p in modules.parameters()])
 
 
-@pytest.mark.parametrize("guide_name", guides.names())
+@pytest.mark.parametrize("guide_name", [g for m, g in PAIRS if m == "bernoulli_mixture"])
 def test_score_function_is_unbiased_and_its_baseline_pays(guide_name, double):
     """Mean gradient over draws equals the enumerated one; variance is below that without."""
     problem = small_mixture()
@@ -92,9 +93,9 @@ def test_auto_takes_the_best_estimator_and_the_config_says_so():
     assert resolve(FitConfig(estimator="score"), small_mixture()).num_particles == 8
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize(("name", "guide_name"), PAIRS)
 def test_same_seed_same_losses_bit_for_bit(name, guide_name):
-    problem = zoo.load(name)
+    problem = few_rows(name, 1000 if guide_name != "full_rank" else 100)
     guide = guides.build(guide_name, problem)
     one = experiments.fit(problem, guide, seeds=[3], **SMALL)
     torch.rand(7)
@@ -183,9 +184,9 @@ def test_stopping_rule_ends_a_run_that_has_converged():
     assert best - stopped.log_evidence(problem.data.train).mean() < 0.1
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize(("name", "guide_name"), PAIRS)
 def test_resumed_run_ends_with_identical_bits(name, guide_name, tmp_path):
-    problem = zoo.load(name)
+    problem = few_rows(name, 1000 if guide_name != "full_rank" else 100)
     guide = guides.build(guide_name, problem)
     config = resolve(FitConfig(steps=23, batch_size=400, checkpoint_seconds=1e-9), problem)
     whole = fit_seed(problem, guide, config, 0, CPU)
@@ -235,10 +236,14 @@ def test_fit_reports_one_answer_per_seed(guide_name):
     problem = zoo.load("gaussian_lvm")
     fit = experiments.fit(problem, guides.build(guide_name, problem), steps=5, seeds=2)
     x = problem.data.test
-    assert fit.elbo.shape == (2,)
     assert fit.draws(3)["z"].shape == (2, 3, 1347, 2)
     assert fit.log_evidence(x).shape == (2, 450)
     assert [posterior.mean.shape for posterior in fit.posterior(x)] == [(450, 2)] * 2
+    if guide_name == "delta":
+        with pytest.raises(zoo.ZooError, match="has no log q: it is a point estimate of z"):
+            _ = fit.elbo
+        return
+    assert fit.elbo.shape == (2,)
     torch.testing.assert_close(fit.elbo / 1347, fit.elbo_per_datum)
 
 
@@ -290,14 +295,15 @@ def test_bad_seeds(seeds):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize(("name", "guide_name"), PAIRS)
 def test_gpu_reaches_the_bound_of_the_cpu(name, guide_name):
-    problem = zoo.load(name)
+    problem = few_rows(name, 1000 if guide_name != "full_rank" else 100)
     guide = guides.build(guide_name, problem)
     cpu, gpu = (
         experiments.fit(problem, guide, steps=400, device=device) for device in ("cpu", "cuda")
     )
-    torch.testing.assert_close(cpu.elbo_per_datum, gpu.elbo_per_datum, rtol=0, atol=1.0)
+    bounds = [fit.history[0, -50:].mean() for fit in (cpu, gpu)]  # a point estimate has no elbo
+    torch.testing.assert_close(*bounds, rtol=0, atol=1.0)
 
 
 @pytest.mark.gpu

@@ -110,7 +110,8 @@ def test_closed_form_ppca_agrees_with_scikit_learn_and_is_a_maximum(double):
     assert max(g.abs().max().item() for g in gradients) < 1e-9
 
 
-def test_posterior_is_the_joint_over_the_evidence(problem, double):
+def test_posterior_is_the_joint_over_the_evidence(independent_problem, double):
+    problem = independent_problem
     problem.model.double()
     x = problem.data.test[:6].double()
     posterior = problem.posterior(x)
@@ -168,7 +169,8 @@ def test_larger_vae_says_that_its_truth_is_bounded_only():
         problem.log_evidence(problem.data.test)
 
 
-def test_truth_is_recomputed_after_a_change_of_parameters(problem):
+def test_truth_is_recomputed_after_a_change_of_parameters(independent_problem):
+    problem = independent_problem
     x = problem.data.test[:3]
     before = problem.log_evidence(x)
     pyro.set_rng_seed(1)

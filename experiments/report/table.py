@@ -97,7 +97,8 @@ def diagnostics_caption(records):
         "importance sampling; left out for discrete latents, whose weights are bounded. 50 % and "
         "90 % covers: how often the guide's central interval holds the latent that made the "
         f"datum, over {measure['simulations']:,} data simulated from the fit. ranks refused: share "
-        "of the fits whose ranks, of any latent or of the log joint density, leave the simultaneous band that an exact guide leaves once in 20."
+        "of the fits whose ranks, of any latent or of the log joint density, leave the "
+        "simultaneous band that an exact guide leaves once in 20."
     )
 
 
