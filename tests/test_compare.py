@@ -59,10 +59,14 @@ def test_record_holds_the_resolved_config_and_its_environment(finished):
     assert set(record["environment"]) == {
         *("commit", "dirty", "python", "versions", "device", "threads", "command")
     }
+    found = record["measures"]["gaps"]
+    total = found["log_evidence_per_datum"] - found["elbo_per_datum"]
+    assert found["total_gap_per_datum"] == pytest.approx(total, abs=1e-9)
+    assert found["row_steps"] > 0
     held_out = record["measures"]["held_out"]
-    total = held_out["log_evidence_per_datum"] - held_out["elbo_per_datum"]
-    assert held_out["total_gap_per_datum"] == pytest.approx(total, abs=1e-9)
-    assert held_out["row_steps"] > 0
+    assert held_out["elbo_per_datum"] == found["elbo_per_datum"]
+    over = record["measures"]["train"]["elbo_per_datum"] - held_out["elbo_per_datum"]
+    assert held_out["generalization_gap_per_datum"] == pytest.approx(over, abs=1e-12)
     assert record["cost"]["steps_per_second"] > 0
     assert record["cost"]["peak_process_memory_bytes"] > 1e6
 
