@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from arviz import psislw
+from pyro import poutine
 from registered import JOINT
 from scipy import integrate
 
@@ -256,6 +257,18 @@ def test_full_rank_bound_is_the_same_under_minibatches(make):
     parts = sum(bound(batch) * len(batch) for batch in torch.arange(6).split(4)) / 6
     spread = draw(problem.model, guide, x, 4000).total_log_weight.std().item()
     assert parts == pytest.approx(bound(None), abs=4 * 3 * spread / math.sqrt(4000))
+
+
+def test_a_minibatch_of_a_joint_normal_has_its_own_data():
+    """The same vector: the batch's latents are those of its rows in the whole."""
+    problem = correlated()
+    guide, x, batch = guides.build("full_rank", problem), problem.data.train, torch.tensor([4, 1])
+    values = []
+    for index in (None, batch):
+        torch.manual_seed(0)
+        values.append(poutine.trace(guide).get_trace(x, index).nodes["w"]["value"])
+    assert torch.equal(values[0][batch], values[1])
+    assert not torch.equal(values[0][:2], values[1])
 
 
 def test_full_rank_is_exact_for_a_normal_posterior():
