@@ -27,6 +27,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Setting = Annotated[
     list[str], typer.Option("--set", metavar="NAME=VALUE", help="A field of FitConfig; repeatable.")
 ]
+Measure = Annotated[
+    list[str],
+    typer.Option("--measure", metavar="NAME=VALUE", help="A field of MeasureConfig; repeatable."),
+]
 Option = Annotated[
     list[str],
     typer.Option(
@@ -126,6 +130,7 @@ def compare(
     device: Device = "auto",
     workers: Annotated[int, typer.Option(help="Processes; 0: the cores, 1 on a GPU.")] = 0,
     setting: Setting = [],  # noqa: B006
+    measure: Measure = [],  # noqa: B006
 ):
     """Compare guides over models and seeds, with gaps and error bars."""
     import zoo
@@ -153,6 +158,7 @@ def compare(
             workers=workers or (os.cpu_count() or 1 if on_cpu else 1),
             watcher=bar,
             fit=fit_settings,
+            measure=read_settings(measure),
         )
     finally:
         bar.end_all()
@@ -168,10 +174,7 @@ def diagnose(
     out: Annotated[
         Path | None, typer.Option(help="Folder for texts and figures; FOLDER/diagnosis if none.")
     ] = None,
-    setting: Annotated[
-        list[str],
-        typer.Option("--set", metavar="NAME=VALUE", help="A field of MeasureConfig; repeatable."),
-    ] = [],  # noqa: B006
+    measure: Measure = [],  # noqa: B006
 ):
     """Measure saved fits anew, datum by datum: gaps, Pareto k, ranks; texts and figures."""
     import experiments
@@ -179,7 +182,7 @@ def diagnose(
     from experiments.settings import MeasureConfig, read_settings
     from experiments.svi.config import validated
 
-    settings = read_settings(setting)
+    settings = read_settings(measure)
     validated(MeasureConfig, **settings)
     out = out or folder / "diagnosis"
     for label, found in saved_fits(folder).items():

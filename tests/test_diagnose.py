@@ -19,7 +19,7 @@ FEW = {
     "pareto_rows": 30,
     "pareto_draws": 100,
 }
-SETTINGS = [f"--set={name}={value}" for name, value in FEW.items()]
+SETTINGS = [f"--measure={name}={value}" for name, value in FEW.items()]
 FIGURES = {"gaps.png", "k.png", "ranks.png", "worst.png"}
 
 
@@ -99,8 +99,11 @@ def test_worst_data_are_named_by_their_place_in_the_data():
     [
         (["nowhere"], "no such folder: nowhere"),
         (["."], ". holds no fits; `zoo compare --out` and `zoo fit --out` write such folders"),
-        ([".", "--set=simulation=3"], "unknown option 'simulation'; known: simulations,"),
-        ([".", "--set=pareto_draws=5"], "pareto_draws: input should be greater than or equal to"),
+        ([".", "--measure=simulation=3"], "unknown option 'simulation'; known: simulations,"),
+        (
+            [".", "--measure=pareto_draws=5"],
+            "pareto_draws: input should be greater than or equal to",
+        ),
     ],
 )
 def test_other_folders_get_a_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):
