@@ -3,20 +3,32 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.measure import predictive
 from experiments.measure.measures import Measured, measure
+from experiments.measure.pairs import Pair, draw_pair
+from experiments.measure.rows import restricted
 from experiments.report.diagnosis import draw_diagnosis, text
 from experiments.settings import MeasureConfig
 from experiments.svi import checkpoint
 from experiments.svi.config import validated
 from experiments.svi.fit import Fit, prepare
+from zoo.data.dataset import subset
+
+STATISTICS = ("mean", "sd", "min", "max", "sd_of_row_sums")
+REPLICATES = 200  # data sets drawn for the predictive checks
+CHECKED_ROWS = 500  # of the training data, at most
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What was found of a fit: the measures of each seed, and the same in words."""
+    """What was found of a fit: the measures of each seed, and the same in words.
+
+    checks: {observed site: predictive Checks} of the training data, for the first seed.
+    """
 
     fit: Fit
     measured: tuple[Measured, ...]
+    checks: dict
     text: str
 
     def records(self):
@@ -32,10 +44,11 @@ class Diagnosis:
         return ["diagnosis.md", *figures]
 
 
-def diagnose(fit, out=None, **settings):
-    """Gaps, Pareto k and calibration of every seed of a Fit: a Diagnosis.
+def diagnose(fit, out=None, statistics=STATISTICS, **settings):
+    """Gaps, Pareto k, calibration and predictive checks of a Fit: a Diagnosis.
 
-    out: folder for diagnosis.md and figures.  settings: fields of MeasureConfig.
+    out: folder for diagnosis.md and figures.  statistics: of the predictive checks, as
+    `experiments.measure.predictive.check` takes them.  settings: fields of MeasureConfig.
     Raises ZooError for unknown settings, or a guide without log q, such as a point estimate.
     """
     config = validated(MeasureConfig, **settings)
@@ -43,7 +56,24 @@ def diagnose(fit, out=None, **settings):
         prepare(Path(out))
     pairs = zip(fit.problems, fit.guides, strict=True)
     measured = tuple(measure(problem, guide, config) for problem, guide in pairs)
-    found = Diagnosis(fit, measured, text(fit, measured))
+    checks = predictive_checks(fit.problems[0], fit.guides[0], statistics)
+    found = Diagnosis(fit, measured, checks, text(fit, measured, checks))
     if out is not None:
         found.write(out)
     return found
+
+
+def predictive_checks(problem, guide, statistics=STATISTICS):
+    """Do data like the training data come from the fit? {observed site: [Check]}.
+
+    Of at most CHECKED_ROWS rows, all of them where the problem is joint.
+    """
+    x = problem.data.train
+    rows = subset(x, len(x) if problem.joint else CHECKED_ROWS)
+    guide = restricted(problem, guide, x, rows)
+    pair = Pair(problem.model, guide, (x[rows],))
+    draws = draw_pair(pair, REPLICATES, parallel=True, prior=False)
+    return {
+        site: predictive.check(replicated, draws.observed_data[site][1], statistics)
+        for site, (_, replicated) in draws.posterior_predictive.items()
+    }

@@ -145,7 +145,7 @@ def check_inputs(problem, guide):
 
 
 def check_parameters(problem, guide):
-    """Every parameter gets a finite gradient that is not zero."""
+    """Every parameter gets a finite gradient."""
     x, index = _batch(problem)
     guide, _ = testing.saved_and_loaded(guide)  # no gradient is zero by its start alone
     model, loss = deepcopy(problem.model), 0.0

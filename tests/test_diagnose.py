@@ -9,6 +9,7 @@ import experiments
 import guides
 import zoo
 from experiments.cli import main
+from experiments.diagnose import predictive_checks
 from experiments.report import diagnosis
 
 FEW = {
@@ -49,6 +50,7 @@ def test_a_comparison_is_diagnosed_guide_by_guide(folder, capsys):
         assert left == (FIGURES - gone) | {"diagnosis.md"}
         assert (folder / "diagnosis" / label / "diagnosis.md").read_text() in said
     assert "Pareto k was left out: the weights of discrete latents are bounded." in said
+    assert said.count("| sd_of_row_sums |") == 2
 
 
 def test_its_numbers_are_those_of_the_records(folder):
@@ -125,6 +127,19 @@ def test_damaged_and_alien_fits_get_a_sentence(folder, tmp_path, capsys):
         (out / "fit.json").write_text(content)
         assert run("diagnose", out) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_predictive_checks_see_what_a_fit_misses():
+    """Pixels of digits vary together; one component makes them independent."""
+    problem = zoo.load("bernoulli_mixture", num_components=1)
+    fit = experiments.fit(
+        problem, guides.build("mean_field", problem), steps=300, learning_rate=0.1
+    )
+    (checks,) = predictive_checks(fit.problems[0], fit.guides[0]).values()
+    found = {check.statistic: check for check in checks}
+    assert found["mean"].p_value > 0.1
+    assert found["sd_of_row_sums"].p_value < 0.02
+    assert found["sd_of_row_sums"].observed > found["sd_of_row_sums"].high
 
 
 def test_a_point_estimate_is_refused():

@@ -136,7 +136,10 @@ def check_leaves(loss, module, what):
 
 
 def check_each_gradient(loss, module, what):
-    """Refuse a parameter whose gradient is missing, zero everywhere, or not finite."""
+    """Refuse a parameter whose gradient is missing or not finite.
+
+    A gradient that is there but zero is let through: a single component's weight has one.
+    """
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     if not named:
         raise NotApplicable(f"the {what} has no parameters to train")
@@ -145,7 +148,7 @@ def check_each_gradient(loss, module, what):
         gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     for name, gradient in zip(map(plain, named), gradients, strict=True):
         require(
-            gradient is not None and (gradient != 0).any(),
+            gradient is not None,
             f"parameter {name!r} of the {what} gets no gradient: it is unused or detached; "
             "use it in the density, without .detach(), .data or .item(), or remove it",
         )

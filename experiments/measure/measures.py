@@ -11,6 +11,7 @@ from experiments.measure.calibration import Calibration, calibrate
 from experiments.measure.elbo import draw, elbo
 from experiments.measure.gaps import gap_values, own_and_best, summary
 from experiments.measure.rows import restricted
+from zoo.data.dataset import subset
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ def measure(problem, guide, config):
         search["evidence_error_max"] = problem.evidence_error(x).max().item()
     elif config.interval_rows:
         bounded = _between_bounds(problem, own, best.guide, x, config)
-    rows = _subset(x, config.pareto_rows)
+    rows = subset(x, config.pareto_rows)
     labels = None if problem.joint else problem.data.test_labels
     return Measured(
         train=train,
@@ -114,7 +115,7 @@ def _between_bounds(problem, own, best, x, config):
     """
     if any(q.support.is_discrete and not q.num_values for q in problem.latents):
         return {}
-    rows = _subset(x, len(x) if problem.joint else config.interval_rows)
+    rows = subset(x, len(x) if problem.joint else config.interval_rows)
     own, best = (restricted(problem, guide, x, rows) for guide in (own, best))
     with torch.enable_grad():
         found = evidence_interval(
@@ -162,11 +163,3 @@ def calibration_record(calibration):
     for name in ("coverage_50", "coverage_90"):
         found[name] = math.fsum(row[name] for row in latents) / len(latents)
     return found | {"refused": float(not calibration.calibrated)}
-
-
-def _subset(x, count):
-    """Which rows stand for all where a measure is too dear for all: the same for every guide."""
-    if len(x) <= count:
-        return torch.arange(len(x), device=x.device)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    return order[:count].sort().values.to(x.device)

@@ -23,6 +23,8 @@ STATISTICS = {
     "max": np.max,
     "median": np.median,
     "zeros": lambda x: np.mean(x == 0),
+    # Depends on how the columns vary together, which the statistics of single entries do not.
+    "sd_of_row_sums": lambda x: np.std(x.reshape(len(x), -1).sum(1)),
 }
 
 
@@ -115,7 +117,7 @@ def _check(name, statistic, replicated, observed, interval):
     slack = 1e-6 * max(abs(ours), np.abs(theirs).max())
     # The data are one more replicate under the model, which keeps p above 0.
     tails = [((theirs >= ours - slack).sum() + 1), ((theirs <= ours + slack).sum() + 1)]
-    tail = min(tails) / (len(theirs) + 1)
+    tail = float(min(tails)) / (len(theirs) + 1)
     se = 2 * math.sqrt(tail * (1 - min(tail, 1)) / len(theirs))
     return Check(name, ours, float(theirs.mean()), float(low), float(high), min(1.0, 2 * tail), se)
 

@@ -4,6 +4,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.measure import predictive
 from experiments.measure.pareto import LIMIT
 from experiments.report.figures import GUIDE_COLORS, STYLE
 
@@ -11,12 +12,12 @@ MOST_QUANTITIES = 8  # panels of ranks, the smallest p-values first
 MOST_WORST = 12  # pictures of data with the largest k
 
 
-def text(fit, measured):
+def text(fit, measured, checks):
     """The diagnosis in words and numbers, as Markdown."""
     records = [one.record() for one in measured]
     guide = getattr(fit.guides[0], "name", "guide")
     parts = [f"## {fit.problem.name}, {guide}", _gap_lines(fit, records), _k_lines(fit, records)]
-    parts += [_rank_lines(fit, records)]
+    parts += [_rank_lines(fit, records), *_check_lines(fit, checks)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -186,6 +187,16 @@ def _rank_lines(fit, records):
         f"Ranks of the truth over {first['num_simulations']} simulated data; an exact guide is "
         f"refused once in {1 / first['level']:.0f}.\n\n{_table(lines)}"
     )
+
+
+def _check_lines(fit, checks):
+    """The predictive checks of every observed site."""
+    return [
+        f"Predictive checks of site {site!r}, seed {fit.seeds[0]}: statistics of the training "
+        "data among those of data replicated from the fit; low and high hold 90 % of these.\n\n"
+        f"{predictive.table(found)}"
+        for site, found in checks.items()
+    ]
 
 
 def _measured(found, name):

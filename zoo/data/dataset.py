@@ -77,6 +77,14 @@ def check_rows(rows, what, at_least=1):
         )
 
 
+def subset(x, count):
+    """Which rows of x stand for all where all are too many: (count,) or fewer, always the same."""
+    if len(x) <= count:
+        return torch.arange(len(x), device=x.device)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    return order[:count].sort().values.to(x.device)
+
+
 def as_rows(values):
     """A tensor of torch's default type from a tensor, an array, or lists of numbers."""
     try:
