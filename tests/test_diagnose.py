@@ -137,9 +137,9 @@ def test_predictive_checks_see_what_a_fit_misses():
     )
     (checks,) = predictive_checks(fit.problems[0], fit.guides[0]).values()
     found = {check.statistic: check for check in checks}
-    assert found["mean"].p_value > 0.1
+    assert abs(found["mean"].mean - found["mean"].observed) < 0.02
     assert found["sd_of_row_sums"].p_value < 0.02
-    assert found["sd_of_row_sums"].observed > found["sd_of_row_sums"].high
+    assert found["sd_of_row_sums"].observed > 1.3 * found["sd_of_row_sums"].high
 
 
 def test_a_point_estimate_is_refused():

@@ -111,7 +111,7 @@ def test_numbers_of_a_check_by_hand():
 def test_chains_are_joined_and_every_name_works():
     data = torch.tensor([[0.0, 1.0, 2.0], [0.0, 4.0, 5.0]])
     found = check(data.expand(3, 5, 2, 3), data, list(STATISTICS))
-    by_hand = [2.0, data.std(correction=0), data.var(correction=0), 0.0, 5.0, 1.5, 2 / 6]
+    by_hand = [2.0, data.std(correction=0), data.var(correction=0), 0.0, 5.0, 1.5, 2 / 6, 3.0]
     np.testing.assert_allclose([c.observed for c in found], by_hand, rtol=1e-6)
     np.testing.assert_allclose([c.mean for c in found], by_hand, rtol=1e-6)
     assert all(c.p_value == 1 for c in found)
