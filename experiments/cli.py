@@ -91,6 +91,7 @@ def fit(
     import experiments
     import guides
     import zoo
+    from experiments.saved import note_fit
     from experiments.settings import read_settings
 
     problem = zoo.load(model, **read_settings(option))
@@ -105,13 +106,18 @@ def fit(
             resume=resume,
             **read_settings(setting),
         )
-    for seed, bound, losses in zip(found.seeds, found.elbo_per_datum, found.losses, strict=True):
-        print(f"seed {seed}: train ELBO {bound:.4f} nats a datum after {len(losses)} steps")
     if out is not None:
-        from experiments.measure import bridge
-        from experiments.saved import note_fit
-
         note_fit(out, problem, model, guide, found.seeds)
+    point = getattr(found.guides[0], "family", None) == "delta"
+    what = "log joint density" if point else "train ELBO"
+    bounds = [-losses[-1] for losses in found.losses] if point else found.elbo_per_datum
+    for seed, bound, losses in zip(found.seeds, bounds, found.losses, strict=True):
+        print(f"seed {seed}: {what} {bound:.4f} nats a datum after {len(losses)} steps")
+    if point:
+        console.print("a point estimate has no log q, so there is no posterior.nc to write")
+    elif out is not None:
+        from experiments.measure import bridge
+
         bridge.write(found.to_datatree(predictive=False), out / "posterior.nc")
 
 

@@ -11,6 +11,7 @@ from experiments.svi import fit as svi_fit
 from zoo.errors import ZooError, require
 
 FIT_FILE = "fit.json"
+FACTS = ("model", "model_options", "data", "guide", "guide_options")
 
 
 def note_fit(folder, problem, model, guide, seeds):
@@ -50,14 +51,18 @@ def _noted(folder):
     """{label: (folder of its checkpoints, what it is a fit of)}."""
     if (folder / FIT_FILE).exists():
         try:
-            facts = json.loads((folder / FIT_FILE).read_text())
-            return {f"{Path(facts['model']).stem}-{facts['guide']}": (folder, facts)}
+            read = json.loads((folder / FIT_FILE).read_text())
+            facts = {name: read[name] for name in (*FACTS, "seeds")}
+            label = f"{Path(facts['model']).stem}-{Path(facts['guide']).stem}"
+            return {label: (folder, facts)}
         except (ValueError, KeyError, TypeError) as error:
             raise ZooError(f"{folder / FIT_FILE} is damaged: {error}") from error
     found = {}
     for record in records.read(folder / "records.jsonl"):
         if record["status"] == "ok":
             config = record["config"]
+            missing = [name for name in FACTS if name not in config]
+            require(not missing, f"{folder} was written by another version: no {missing}")
             facts = {name: config[name] for name in FACTS} | {"seeds": []}
             _, known = found.setdefault(record["label"], (folder / record["label"], facts))
             known["seeds"].append(record["seed"])
@@ -67,6 +72,3 @@ def _noted(folder):
     for _, facts in found.values():
         facts["seeds"].sort()
     return found
-
-
-FACTS = ("model", "model_options", "data", "guide", "guide_options")

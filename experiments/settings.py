@@ -156,6 +156,11 @@ def check_guide(problem, guide, fit):
         "a comparison needs guides of guides.guide.Guide, whose rows split the gap; "
         "experiments.fit takes any other",
     )
+    require(
+        guide.family != "delta",
+        f"guide {guide.name!r} is a point estimate: it has no log q, so no bound and no gap to "
+        "compare; experiments.fit finds the point",
+    )
     refuse_traps(problem, guide, fit.takes_minibatches(len(problem.data.train)))
 
 

@@ -121,12 +121,16 @@ def settled(problem, setting):
     return Setting(**setting)
 
 
+def can_start(problem, guide, x):
+    """Whether chains can start from the guide: its sites are the latents, and nothing else."""
+    return latent_names(guide, x) == {latent.name for latent in problem.latents}
+
+
 def check_start(problem, guide, x):
     """Refuse a guide that chains cannot start from."""
     if guide is not None:
-        names = latent_names(guide, x)
         require(
-            names == {latent.name for latent in problem.latents},
+            can_start(problem, guide, x),
             "annealing cannot start from a guide with auxiliary latents; start from the prior: "
             "guide=None",
         )

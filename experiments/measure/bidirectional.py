@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from experiments.measure.annealing import ais, anneal, settled, ways
+from experiments.measure.annealing import ais, anneal, can_start, settled, ways
 from experiments.measure.evidence import Bound, check_count, iwae, log_mean
 from experiments.measure.rows import fit_rows
 from experiments.measure.simulation import simulate, training_rows
@@ -44,7 +44,8 @@ class Interval:
 
     lower: a Bound, by the named method, "importance" or "annealing", whichever was higher on
     average.  width: the mean distance between that method's bound and the upper one on data
-    simulated from the model, and its standard error over these.
+    simulated from the model, and its standard error over these.  A joint problem's upper end is
+    that of annealing from the prior, whichever method is the lower one's.
     """
 
     lower: Bound
@@ -91,23 +92,27 @@ def bdmc(problem, guide=None, num_units=100, seed=0, **setting):
 def evidence_interval(problem, guide, x, num_draws=5000, num_units=100, seed=0, **setting):
     """A lower bound on the mean log evidence of x (n, d), and how far up the truth may be.
 
-    Importance weighting with num_draws draws and annealing from the guide each give a lower bound
-    on x.  The width comes from data simulated from the model, where there are bounds from both
-    sides.  It is honest of real data as far as the model fits them; see Interval.upper.
+    Importance weighting with num_draws draws and annealing each give a lower bound on x.  The
+    width comes from data simulated from the model, where there are bounds from both sides.  It is
+    honest of real data as far as the model fits them; see Interval.upper.  Annealing starts from
+    the guide; from the prior for a joint problem, whose guide holds for one data set only, and for
+    a guide with auxiliary latents.
     Returns an Interval.  Raises ZooError as `iwae` and `ais` do.
     """
-    below = {
-        "importance": iwae(problem, guide, x, num_draws, seed),
-        "annealing": ais(problem, x, guide, seed, **setting),
-    }
-    method = max(below, key=lambda name: below[name].mean)
-    simulated = bdmc(problem, guide, num_units, seed + 1, **setting)
-    width = simulated.width
-    if method == "importance" and not problem.joint:
-        start = answering(problem, guide, simulated.x)
-        width = simulated.upper.value - iwae(problem, start, simulated.x, num_draws, seed).value
+    importance = iwae(problem, guide, x, num_draws, seed)
+    start = None if problem.joint or not can_start(problem, guide, x) else guide
+    annealing = ais(problem, x, start, seed, **setting)
+    simulated = bdmc(problem, start, num_units, seed + 1, **setting)
+    width, chosen, method = simulated.width, annealing, "annealing"
+    if importance.mean > annealing.mean:
+        chosen, method = importance, "importance"
+        if problem.joint:  # the upper end stays that of annealing
+            width = width - (importance.mean - annealing.mean)
+        else:
+            own = answering(problem, guide, simulated.x)
+            width = simulated.upper.value - iwae(problem, own, simulated.x, num_draws, seed).value
     se = width.std().item() / math.sqrt(len(width)) if len(width) > 1 else math.nan
-    return Interval(below[method], method, width.mean().item(), se)
+    return Interval(chosen, method, width.mean().item(), se)
 
 
 def simulated_rows(problem, num_rows, seed):

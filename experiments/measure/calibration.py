@@ -19,10 +19,12 @@ import torch
 
 from experiments.measure.bands import Uniformity
 from experiments.measure.elbo import Estimate, draw
-from experiments.measure.rows import RULE, fit_joint, fit_rows
+from experiments.measure.rows import RULE, Frozen, fit_rows
 from experiments.measure.simulation import simulate, training_rows
 from experiments.measure.streams import seeds, stream
-from experiments.svi.run import reset
+from experiments.svi.estimators import resolve
+from experiments.svi.loop import train
+from experiments.svi.run import Run, reset
 from zoo.errors import explained, require
 
 INTERVALS = (0.5, 0.9)  # nominal central intervals
@@ -174,10 +176,14 @@ def _refit(problem, guide, x, rule, seed):
     """The guide's family fitted to x from a fresh start; a guide without parameters as it is."""
     if next(guide.parameters(), None) is None:
         return guide
-    fresh = deepcopy(guide)
+    fresh = deepcopy(guide).requires_grad_(True).train()
+    config = resolve(rule, problem)
+    if config.estimator != "enumeration":
+        config = config.model_copy(update={"num_particles": 8})
     with stream(seed, x.device):
         reset(fresh)
-    return fit_joint(problem, fresh, x, rule=rule).guide
+        train(Run(Frozen(problem.model), fresh, x, config, seed), problem)
+    return fresh.eval()
 
 
 def _quantities(problem, latents, log_p, lead):

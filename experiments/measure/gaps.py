@@ -52,7 +52,8 @@ def summary(per_datum):
     found = {}
     for name, values in per_datum.items():
         found[f"{name}_per_datum"] = values.mean().item()
-        found[f"{name}_per_datum_se"] = values.std().item() / math.sqrt(len(values))
+        spread = values.std().item() if len(values) > 1 else math.nan
+        found[f"{name}_per_datum_se"] = spread / math.sqrt(len(values))
     return found
 
 

@@ -1,7 +1,8 @@
 """Everything that is measured of one fitted guide."""
 
 import math
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,6 +13,10 @@ from experiments.measure.elbo import draw, elbo
 from experiments.measure.gaps import gap_values, own_and_best, summary
 from experiments.measure.rows import restricted
 from zoo.data.dataset import subset
+from zoo.errors import ZooError
+
+JOINT_UNITS = 10  # data sets simulated for the interval of a joint problem
+JOINT_REPEATS = 10  # of its Pareto k
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +27,7 @@ class Measured:
     {measure: (n,)} nats; bounded: the same of the data whose evidence is put between bounds.  A
     joint problem has no held-out data: rows, k and gaps are of the data that it was fitted to.
     k is None where all latents are finite and discrete, so that every weight is bounded, and
-    calibration None where it was not asked for.
+    calibration None where it was not asked for.  skipped: {measure: why it has no answer here}.
     """
 
     train: dict
@@ -33,7 +38,9 @@ class Measured:
     rows: torch.Tensor
     k: torch.Tensor | None
     labels: torch.Tensor | None
+    k_se: float | None
     calibration: Calibration | None
+    skipped: dict = field(default_factory=dict)
 
     def record(self):
         """A nest of plain numbers; per-datum measures as means with standard errors."""
@@ -44,12 +51,14 @@ class Measured:
         if self.held_out:
             found["held_out"] = self.held_out
         if self.k is not None:
-            found["pareto"] = pareto.summary(self.k, self.labels)
+            found["pareto"] = pareto.summary(self.k, self.labels) | {"median_se": self.k_se}
             for one in found["pareto"]["worst"]:
                 one["index"] = self.rows[one["index"]].item()
         if self.calibration is not None:
             found["calibration"] = calibration_record(self.calibration)
-        return found
+        if self.skipped:
+            found["skipped"] = self.skipped
+        return _plain(found)
 
 
 @torch.no_grad()
@@ -69,13 +78,20 @@ def measure(problem, guide, config):
         "row_restarts": best.restarts,
         "row_restarted": best.restarted,
     }
-    bounded = {}
+    bounded, skipped = {}, {}
+    k, k_se, calibration = None, None, None
     if problem.truth.log_evidence is not None:
-        search["evidence_error_max"] = problem.evidence_error(x).max().item()
+        error = problem.evidence_error(x).max().item()
+        search["evidence_error_max"] = error / (len(x) if problem.joint else 1)
     elif config.interval_rows:
-        bounded = _between_bounds(problem, own, best.guide, x, config)
+        with skipping("evidence interval", skipped):
+            bounded = _between_bounds(problem, own, best.guide, x, config)
     rows = subset(x, config.pareto_rows)
     labels = None if problem.joint else problem.data.test_labels
+    with skipping("k", skipped):
+        k, k_se = _pareto(problem, own, x, rows, config.pareto_draws)
+    with skipping("calibration", skipped):
+        calibration = _calibration(problem, guide, config)
     return Measured(
         train=train,
         values=values,
@@ -83,10 +99,32 @@ def measure(problem, guide, config):
         bounded=bounded,
         held_out={} if problem.joint else _held_out(train, values),
         rows=rows,
-        k=_pareto(problem, own, x, rows, config.pareto_draws),
+        k=k,
         labels=None if labels is None else labels[rows],
-        calibration=_calibration(problem, guide, config),
+        k_se=k_se,
+        calibration=calibration,
+        skipped=skipped,
     )
+
+
+@contextmanager
+def skipping(name, skipped):
+    """Note why a measure has no answer here, and go on to the others."""
+    try:
+        yield
+    except ZooError as error:
+        skipped[name] = str(error)
+
+
+def _plain(value):
+    """The same nest with what JSON has: "inf" for an infinite k, None for the error of one value."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "inf" if value > 0 else None
+    return value
 
 
 def _train(problem, guide, num_draws):
@@ -109,12 +147,7 @@ def _held_out(train, values):
 
 
 def _between_bounds(problem, own, best, x, config):
-    """Evidence and gaps of some rows as intervals, where the evidence is not known exactly.
-
-    Left out for latents that cannot be annealed: discrete ones without a finite set of values.
-    """
-    if any(q.support.is_discrete and not q.num_values for q in problem.latents):
-        return {}
+    """Evidence and gaps of some rows as intervals, where the evidence is not known exactly."""
     rows = subset(x, len(x) if problem.joint else config.interval_rows)
     own, best = (restricted(problem, guide, x, rows) for guide in (own, best))
     with torch.enable_grad():
@@ -123,13 +156,18 @@ def _between_bounds(problem, own, best, x, config):
             own,
             x[rows],
             config.interval_draws,
-            num_units=min(len(rows), config.interval_rows),
+            num_units=_units(problem, config),
             num_temperatures=config.interval_temperatures,
         )
     # The width is an estimate of what cannot be negative; its noise must not turn the ends round.
     width = max(found.width, 0.0) + 2 * found.width_se
     ends = found.lower.value, found.lower.value + width
     measured = summary(gap_values(problem, own, x[rows], best, config.num_draws, ends))
+    # Over these rows, where the full set's ELBO and amortization gap are over all.
+    measured |= {
+        f"interval_{name}_per_datum": measured[f"{name}_per_datum"]
+        for name in ("elbo", "amortization_gap")
+    }
     return measured | {
         "interval_rows": len(rows),
         "interval_method": found.method,
@@ -139,12 +177,23 @@ def _between_bounds(problem, own, best, x, config):
 
 
 def _pareto(problem, own, x, rows, num_draws):
-    """Pareto k of some rows, of all rows together where the problem is joint."""
+    """Pareto k of some rows, or of all rows of a joint problem together, and its error there.
+
+    One k of a joint problem is a noisy number, so it is the mean of JOINT_REPEATS.
+    """
     if all(latent.num_values for latent in problem.latents):
-        return None
-    if problem.joint:
-        return pareto.pareto_k(problem, own, x, num_draws)
-    return pareto.pareto_k(problem, restricted(problem, own, x, rows), x[rows], num_draws)
+        return None, None
+    if not problem.joint:
+        own = restricted(problem, own, x, rows)
+        return pareto.pareto_k(problem, own, x[rows], num_draws), None
+    each = [pareto.pareto_k(problem, own, x, num_draws, seed) for seed in range(JOINT_REPEATS)]
+    each = torch.stack(each)
+    return each.mean(0), (each.std() / math.sqrt(JOINT_REPEATS)).item()
+
+
+def _units(problem, config):
+    """How many units are simulated for the interval: at least two, for an error."""
+    return max(2, min(config.interval_rows, JOINT_UNITS if problem.joint else config.interval_rows))
 
 
 def _calibration(problem, guide, config):
@@ -158,8 +207,8 @@ def _calibration(problem, guide, config):
 def calibration_record(calibration):
     """What ranks say, as plain numbers: the verdict, and coverage averaged over the latents."""
     found = calibration.summary()
-    rows = found["quantities"]
-    latents = [row for row in rows if row["quantity"] != "log_joint"] or rows
-    for name in ("coverage_50", "coverage_90"):
-        found[name] = math.fsum(row[name] for row in latents) / len(latents)
+    latents = [row for row in found["quantities"] if row["quantity"] != "log_joint"]
+    for name in ("coverage_50", "coverage_90"):  # a finite latent has names, and no intervals
+        if latents:
+            found[name] = math.fsum(row[name] for row in latents) / len(latents)
     return found | {"refused": float(not calibration.calibrated)}

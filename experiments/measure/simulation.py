@@ -36,14 +36,23 @@ def training_rows(problem, count):
 
 
 def _observed_cells(problem, model, x):
-    """Which entries of x.flatten() every likelihood site observes, found by numbering them."""
-    numbers = torch.arange(x.numel(), device=x.device, dtype=torch.float64).reshape(x.shape)
+    """Which entries of x.flatten() every likelihood site observes, found by numbering them.
+
+    Rows and columns are numbered apart, so that the numbers are exact in the rows' own type.
+    """
     wrong = f"{problem.name} cannot be simulated: its likelihood must observe entries of the rows"
+    lines = torch.arange(len(x), device=x.device).to(x.dtype)[:, None].expand(x.shape)
+    columns = torch.arange(x.shape[1], device=x.device).to(x.dtype).expand(x.shape)
     with explained(wrong):
-        trace = poutine.trace(model).get_trace(numbers)
-        values = {s["name"]: s["value"] for s in sample_sites(trace) if s["is_observed"]}
-    cells = {name: value.reshape(-1).double() for name, value in values.items()}
+        line, column = (_observed(model, numbers.contiguous()) for numbers in (lines, columns))
+    cells = {name: x.shape[1] * line[name] + column[name] for name in line}
     every = torch.cat(list(cells.values()))
     good = (every == every.long()).all() and every.unique().numel() == every.numel()
     require(good and every.min() >= 0 and every.max() < x.numel(), wrong)
     return {name: cell.long() for name, cell in cells.items()}
+
+
+def _observed(model, x):
+    """{site: its observed values, flat, in float64}."""
+    sites = sample_sites(poutine.trace(model).get_trace(x))
+    return {s["name"]: s["value"].reshape(-1).double() for s in sites if s["is_observed"]}

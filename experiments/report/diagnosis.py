@@ -18,6 +18,8 @@ def text(fit, measured, checks):
     guide = getattr(fit.guides[0], "name", "guide")
     parts = [f"## {fit.problem.name}, {guide}", _gap_lines(fit, records), _k_lines(fit, records)]
     parts += [_rank_lines(fit, records), *_check_lines(fit, checks)]
+    for name, why in records[0].get("skipped", {}).items():
+        parts.append(f"Skipped, {name}: {why}.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -66,9 +68,10 @@ def k_histogram(fit, measured):
     figure = Figure(figsize=(8 if labels is not None else 4.5, 2.8), layout="constrained")
     axes = figure.subplots(1, 1 + (labels is not None), squeeze=False)[0]
     k = np.concatenate([one.k.cpu().numpy() for one in measured])
-    k = k[np.isfinite(k)]
-    axes[0].hist(k, bins=40, color=GUIDE_COLORS[0])
-    axes[0].set(xlabel="Pareto k", ylabel="data, all seeds")
+    infinite = int(np.isinf(k).sum())
+    axes[0].hist(k[np.isfinite(k)], bins=40, color=GUIDE_COLORS[0])
+    beside = f" ({infinite} infinite not shown)" if infinite else ""
+    axes[0].set(xlabel=f"Pareto k{beside}", ylabel="data, all seeds")
     if labels is not None:
         classes = np.concatenate([one.labels.cpu().numpy() for one in measured])
         every = np.concatenate([one.k.cpu().numpy() for one in measured])
@@ -141,6 +144,8 @@ def _gap_lines(fit, records):
 
 
 def _k_lines(fit, records):
+    if "k" in records[0].get("skipped", {}):
+        return ""
     if "pareto" not in records[0]:
         return "Pareto k was left out: the weights of discrete latents are bounded."
     head = ["seed", f"k > {LIMIT}", "median k", "largest k", "worst data"]
@@ -148,7 +153,7 @@ def _k_lines(fit, records):
     for seed, record in zip(fit.seeds, records, strict=True):
         found = record["pareto"]
         worst = ", ".join(str(one["index"]) for one in found["worst"])
-        numbers = [f"{found['median']:.2f}", f"{found['max']:.2f}", worst]
+        numbers = [f"{float(found['median']):.2f}", f"{float(found['max']):.2f}", worst]
         lines.append([str(seed), f"{100 * found['share']:.1f} %", *numbers])
     words = f"Pareto k of log p − log q.\n\n{_table(lines)}"
     return words + _class_lines(records)
@@ -168,6 +173,10 @@ def _class_lines(records):
 
 
 def _rank_lines(fit, records):
+    if "calibration" in records[0].get("skipped", {}):
+        return ""
+    if "calibration" not in records[0] and not fit.problem.joint:
+        return "Ranks were left out: no simulations were asked for."
     if "calibration" not in records[0]:
         return "Ranks were left out: each simulation of a joint problem needs a fit of its own."
     head = ["seed", "50 % covers", "90 % covers", "smallest p", "refused"]
@@ -179,7 +188,8 @@ def _rank_lines(fit, records):
             for row in found["quantities"]
             if row["adjusted_p_value"] <= found["level"]
         ]
-        covers = [f"{100 * found[name]:.1f} %" for name in ("coverage_50", "coverage_90")]
+        names = ("coverage_50", "coverage_90")
+        covers = [f"{100 * found[name]:.1f} %" if name in found else "–" for name in names]
         named = ", ".join(refused) or "none"
         lines.append([str(seed), *covers, f"{found['p_value']:.2g}", named])
     first = records[0]["calibration"]

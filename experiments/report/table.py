@@ -60,6 +60,13 @@ def caption(records):
     steps = sorted({r["cost"]["steps"] for r in done}) or ["no"]
     words = "Steps of SVI a run: " + ", ".join(f"{n:,}" if n != "no" else n for n in steps)
     errors = [_get(r, ("measures", "gaps", "evidence_error_max")) for r in done]
+    joint = sorted({r["config"]["model"] for r in done if "held_out" not in r["measures"]})
+    shared = (
+        f"The rows of {', '.join(joint)} share a latent: evidence and gaps there are those of the "
+        "data fitted to, and so is the amortization gap of a table. "
+        if joint
+        else ""
+    )
     error = max((e for e in errors if e is not None), default=None)
     stated = "" if error is None else f"Largest stated error of an evidence: {error:.4f}. "
     met = sum(bool(r["measures"]["gaps"]["row_converged"]) for r in done)
@@ -69,7 +76,7 @@ def caption(records):
         "+ amortization gap. training gap: by how much the model's exact evidence on the training "
         "data stays below that of the guide that trained it best. A table has no answer for new "
         "data, so its held-out rows are fitted and its amortization gap is 0 by definition. "
-        f"{stated}{_interval_words(records)}"
+        f"{shared}{stated}{_interval_words(records)}"
         f"The searches for the best of the family met their rule in {met} of {len(done)} runs. "
         f"{words}; seconds are those of training. Estimators: {', '.join(estimators)}. "
         f"Device: {first['environment']['device']} ({first['config']['device']})."
@@ -80,26 +87,39 @@ def _interval_words(records):
     """What an evidence in brackets is, where there is one."""
     if not any(_get(r, ("measures", "gaps", "log_evidence_lower_per_datum")) for r in records):
         return ""
-    count = records[0]["config"]["measure"]["interval_rows"]
+    counts = {_get(r, ("measures", "gaps", "interval_rows")) for r in records} - {None}
     return (
-        f"[a, b]: not known exactly; measured on {count} held-out data, where a is a lower bound "
-        "and b adds the width that bidirectional Monte Carlo finds on data simulated from the fit, "
-        "and two standard errors of it. "
+        f"[a, b]: not known exactly; measured on {', '.join(map(str, sorted(counts)))} of these "
+        "data, where a is a lower bound on average, by the better of importance weighting and "
+        "annealing, and b adds the width that bidirectional Monte Carlo finds on data simulated "
+        "from the fit, and two standard errors of it. "
     )
 
 
 def diagnostics_caption(records):
-    """What the numbers of the second table are."""
+    """What the numbers of the second table are; – where a measure does not apply."""
     measure = records[0]["config"]["measure"]
     return (
-        "generalization gap: train ELBO − held-out ELBO. k: Pareto shape of log p − log q of "
+        "generalization gap: train ELBO − held-out ELBO; a table's training rows are as SVI left "
+        "them, its held-out rows searched to convergence. k: Pareto shape of log p − log q of "
         f"{measure['pareto_draws']:,} draws a datum; above 0.7 the guide cannot be mended by "
         "importance sampling; left out for discrete latents, whose weights are bounded. 50 % and "
         "90 % covers: how often the guide's central interval holds the latent that made the "
         f"datum, over {measure['simulations']:,} data simulated from the fit. ranks refused: share "
         "of the fits whose ranks, of any latent or of the log joint density, leave the "
         "simultaneous band that an exact guide leaves once in 20."
+        + "".join(f" {run} has no {name}: {why}." for run, name, why in _skipped(records))
     )
+
+
+def _skipped(records):
+    """(label, measure, reason) of what was skipped, once a label."""
+    found = {
+        (r["label"], name): why
+        for r in records
+        for name, why in (_get(r, ("measures", "skipped")) or {}).items()
+    }
+    return [(*key, why) for key, why in found.items()]
 
 
 def csv_table(records):
@@ -160,12 +180,14 @@ def _training_gap(row, group):
 def _mean(records, path):
     """(mean, se) of a field over records, or None where it is in none."""
     values = [value for value in (_get(record, path) for record in records) if value is not None]
-    return _mean_and_se(values)
+    return _mean_and_se([float(value) for value in values])  # "inf" is how JSON has infinity
 
 
 def _mean_and_se(values):
     if not values:
         return None
+    if math.inf in values:
+        return math.inf, None
     se = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return statistics.fmean(values), se
 
@@ -188,7 +210,9 @@ def _markdown(found, columns):
 def _cell(row, column):
     if row[column] is None:
         low, high = row.get(f"{column} lower"), row.get(f"{column} upper")
-        return "unknown" if low is None else f"[{_number(low[0], 3)}, {_number(high[0], 3)}]"
+        if low is None:
+            return "unknown" if column in BOUNDS else "–"
+        return f"[{_number(low[0], 3)}, {_number(high[0], 3)}]"
     mean, se = row[column]
     factor, sign = (100, " %") if column in PERCENT else (1, "")
     digits = 1 if column == "seconds" or column in PERCENT else 2 if "k" in column.split() else 3
