@@ -117,7 +117,7 @@ def skipping(name, skipped):
 
 
 def _plain(value):
-    """The same nest with what JSON has: "inf" for an infinite k, None for the error of one value."""
+    """The same nest as JSON has it: "inf" for an infinite k, None for the error of one value."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -12,12 +12,18 @@ MOST_QUANTITIES = 8  # panels of ranks, the smallest p-values first
 MOST_WORST = 12  # pictures of data with the largest k
 
 
-def text(fit, measured, checks):
+def text(fit, measured, checks, two_sample):
     """The diagnosis in words and numbers, as Markdown."""
     records = [one.record() for one in measured]
     guide = getattr(fit.guides[0], "name", "guide")
     parts = [f"## {fit.problem.name}, {guide}", _gap_lines(fit, records), _k_lines(fit, records)]
     parts += [_rank_lines(fit, records), *_check_lines(fit, checks)]
+    if two_sample is not None:
+        parts.append(
+            f"A classifier tells draws of the guide for training data, seed {fit.seeds[0]}, from "
+            f"draws of the exact posterior in {100 * two_sample.accuracy:.1f} ± "
+            f"{100 * two_sample.se:.1f} % of cases; 50 % is chance (p = {two_sample.p_value:.2g})."
+        )
     for name, why in records[0].get("skipped", {}).items():
         parts.append(f"Skipped, {name}: {why}.")
     return "\n\n".join(part for part in parts if part) + "\n"
