@@ -7,7 +7,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from arviz import psislw
 from pyro import poutine
 from registered import JOINT
 from scipy import integrate
@@ -16,6 +15,7 @@ import experiments
 import guides
 import zoo
 from experiments.measure.elbo import draw, elbo, log_weights
+from experiments.measure.pareto import pareto_k
 from zoo import eight_schools, normal_hierarchical
 
 
@@ -485,8 +485,7 @@ def test_mean_field_fits_the_schools_only_where_they_are_not_centered():
         fit = experiments.fit(problem, guides.build("mean_field", problem), **settings)
         x = problem.data.train
         for seed, guide in enumerate(fit.guides):
-            weights = [log_weights(problem, guide, x, 10_000, s)[:, 0] for s in range(20)]
-            ks = [psislw(weight.numpy())[1] for weight in weights]
+            ks = [pareto_k(problem, guide, x, 10_000, s).item() for s in range(20)]
             mean, se = np.mean(ks), np.std(ks, ddof=1) / math.sqrt(20)
             print(f"{parametrization} seed {seed}: k {mean:.3f}, se {se:.3f}")
             mean_k[parametrization, seed] = mean, se
