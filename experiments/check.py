@@ -1,5 +1,6 @@
 """`check`: every conformance check of a model and of guides for it."""
 
+from itertools import count
 from pathlib import Path
 
 import guides
@@ -18,11 +19,10 @@ def check(problem, guide=None, also=(), seed=0, false_alarms=FALSE_ALARMS):
     false_alarms: rate at which the random checks together refuse what is right.  seed: of their
     random streams.  Raises ZooError for an unknown guide, or one that does not suit the latents.
     """
-    results, found = [], {}
+    results, found = [], []
     for one in [*_listed(guide), *also]:
         try:
-            name, module = _built(one, problem)
-            found[name] = module
+            found.append(_built(one, problem))
         except ZooError as refusal:
             if guide is not None or one in also:
                 raise
@@ -30,7 +30,7 @@ def check(problem, guide=None, also=(), seed=0, false_alarms=FALSE_ALARMS):
     num_random = len(zoo.checks.RANDOM) + len(found) * len(checks.RANDOM)
     level = false_alarms / num_random  # Bonferroni
     results += _run("model", zoo.checks, level, seed, problem)
-    for name, module in found.items():
+    for name, module in _numbered(found):
         results += _run(name, checks, level, seed, problem, module)
     return results
 
@@ -53,6 +53,19 @@ def _built(guide, problem):
         return Path(guide).stem, guides.build(guide, problem)
     name = getattr(guide, "name", None) or getattr(guide, "__name__", type(guide).__name__)
     return name, as_module(guide, problem)
+
+
+def _numbered(found):
+    """The same (name, module) pairs, where no two subjects of the table share a name."""
+    taken = {"model"}
+    for name, module in found:
+        number = next(n for n in count(1) if _with(name, n) not in taken)
+        taken.add(_with(name, number))
+        yield _with(name, number), module
+
+
+def _with(name, number):
+    return name if number == 1 else f"{name} {number}"
 
 
 def table(results):
