@@ -296,7 +296,36 @@ def test_table_has_a_row_a_check_and_a_sentence_a_failure():
     assert rows["sites"] == ["ok", "ok"]
     (failure,) = (line for line in text if line.startswith("FAILED"))
     assert failure.startswith("FAILED model, parameters: parameter 'loc' of the model gets no")
-    assert text[-1].endswith("checks failed")
+    assert re.fullmatch(
+        r"\d+ of \d+ checks failed, \d+ checks hold, \d+ do not apply \(-\)", text[-1]
+    )
+
+
+def test_table_says_why_a_check_of_the_model_does_not_apply():
+    results = experiments.check(broken.problem_of(log_joint=None), "mean_field")
+    text = table(results).splitlines()
+    reasons = [line for line in text if line.startswith("not applied: ")]
+    assert reasons[0].startswith("not applied: density: no log_joint is given")
+    assert reasons[1].startswith("not applied: truth: no exact evidence")
+    assert len(reasons) == 2
+    left_out = sum(r.sentence != "" for r in results)
+    assert text[-1] == f"{len(results) - left_out} checks hold, {left_out} do not apply (-)"
+    two = [testing.Result("model", name, True, "not applicable: no y") for name in ("a", "b")]
+    assert "not applied: a, b: no y" in table(two).splitlines()
+
+
+def test_a_model_that_does_not_run_is_one_result():
+    def model(x):  # takes no index
+        with zoo.datum(x) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=rows)
+
+    (result,) = experiments.check(broken.program(model))
+    assert (result.subject, result.check, result.ok) == ("model", "runs", False)
+    assert (
+        "does not run as model(x, index), with x=None and index=None: TypeError" in result.sentence
+    )
+    assert table([result]).endswith("1 of 1 checks failed")
 
 
 def test_check_of_a_guide_that_does_not_suit_says_so():

@@ -22,6 +22,12 @@ POINTS = 16
 SECTIONS = ("Story:", "Data:", "Truth:", "Differs from the source in:", "Raises:", "Source:")
 
 
+def runs(problem):
+    """Refuse a model that does not run on its data: no other check would say more."""
+    with explained("the model does not run as model(x, index), with x=None and index=None"):
+        traced(problem.model, problem.data.train[: testing.ROWS], None)
+
+
 def check_sites(problem):
     """Latents are the same with and without data, and log_joint takes them by their names."""
     names = [latent.name for latent in problem.latents]
