@@ -1,5 +1,7 @@
 """Models and guides without a fault, of unusual make, which no check may refuse."""
 
+from functools import partial
+
 import broken
 import pyro
 import pyro.distributions as dist
@@ -166,6 +168,18 @@ def network_of_another_latent():
             pyro.sample("w", dist.Normal(network(z), 1.0).to_event(1))
 
     return broken.program(model), guide
+
+
+@legit
+def function_with_an_argument_filled_in():
+    def model(x=None, index=None, width=None):
+        loc = pyro.param("loc", lambda: torch.zeros(width))
+        with zoo.datum(x, index) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            mean = loc + z.sum(-1, keepdim=True)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=rows)
+
+    return broken.program(partial(model, width=3)), partial(normal, width=2)
 
 
 @legit

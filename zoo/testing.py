@@ -5,6 +5,7 @@ import math
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import pyro
 import torch
@@ -245,7 +246,9 @@ def in_double(problem, function):
 
 def module_text(function):
     """The docstring of the file that a function stands in, None where it stands in no file."""
-    names = inspect.unwrap(function).__globals__
+    while isinstance(function, partial):
+        function = function.func
+    names = getattr(inspect.unwrap(function), "__globals__", {})
     return (names.get("__doc__") or "") if "__file__" in names else None
 
 
