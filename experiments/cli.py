@@ -24,6 +24,10 @@ app = typer.Typer(
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Guides = Annotated[
+    list[str],
+    typer.Option("--guide", help="Name of a guide, or a Python file; repeatable."),
+]
 Setting = Annotated[
     list[str], typer.Option("--set", metavar="NAME=VALUE", help="A field of FitConfig; repeatable.")
 ]
@@ -76,7 +80,7 @@ def data(name: Annotated[str, typer.Argument(help="Name of a data set.")]):
 @app.command()
 def fit(
     model: Annotated[str, typer.Argument(help="Name of a model, or a Python file.")],
-    guide: Annotated[str, typer.Argument(help="Name of a guide.")],
+    guide: Annotated[str, typer.Argument(help="Name of a guide, or a Python file.")],
     steps: int = 2000,
     seeds: int = 1,
     out: Annotated[
@@ -129,7 +133,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path(
         "runs/card"
     ),
-    guide: Annotated[list[str], typer.Option(help="A guide; repeatable.")] = [],  # noqa: B006
+    guide: Guides = [],  # noqa: B006
     seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of every run.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
@@ -201,19 +205,31 @@ def diagnose(
 @app.command()
 def check(
     model: Annotated[str, typer.Argument(help="A Python file, or the name of a model.")],
-    guide: Annotated[list[str], typer.Option(help="A guide; repeatable.")] = [],  # noqa: B006
+    guide: Guides = [],  # noqa: B006
     option: Option = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(help="Seed of what the checks draw.")] = 0,
 ):
-    """Check a model, and guides for it: densities, gradients, scales, draws, docstring."""
+    """Check a model, and guides for it: densities, gradients, scales, draws, docstring.
+
+    Without --guide these are every registered guide that suits the model, and the guide in the
+    model's own file where it has one. The exit status is 1 where a check fails.
+    """
     import experiments
     import guides
     import zoo
     from experiments.check import table
     from experiments.settings import read_settings
 
-    problem = zoo.load(model, **read_settings(option))
+    try:
+        problem = zoo.load(model, **read_settings(option))
+    except ZooError:
+        if guides.stands_in(model) and not zoo.stands_in(model):
+            raise ZooError(
+                f"{model} holds a guide and no model: zoo check MODEL --guide {model}"
+            ) from None
+        raise
     own = [model] if not guide and guides.stands_in(model) else []
-    results = experiments.check(problem, guide or None, also=own)
+    results = experiments.check(problem, guide or None, also=own, seed=seed)
     print(table(results))
     if not all(result.ok for result in results):
         raise typer.Exit(1)
@@ -222,10 +238,10 @@ def check(
 @app.command()
 def new(name: Annotated[str, typer.Argument(help="Name of the model, and of its file.")]):
     """Write NAME.py: a commented model and guide to start from, which passes `zoo check`."""
-    from experiments.new import write
+    from experiments.new import commands, write
 
     path = write(name)
-    print(f"{path.name} is written; next: zoo check {path.name}; zoo compare {path.name}")
+    print("\n  ".join([f"{path.name} is written; next:", *commands(name)]))
 
 
 class Bar(Progress):

@@ -17,8 +17,8 @@ Story:
     x_n | z ~ Normal(loc + z_n weight, scale)    what is observed, event (d,)
 
 Next, to test what is written here, and to fit two guides, the one below among them:
-    zoo check @NAME@.py
-    zoo compare @NAME@.py --guide amortized --guide @NAME@.py --out runs/mine
+    @CHECK@
+    @COMPARE@
 """
 
 import pyro
@@ -31,12 +31,10 @@ import zoo
 from guides.guide import Guide
 from guides.sources import Encoder
 
-WIDTH = 64  # columns of the data
 
-
-def model(x=None, index=None):  # x: (n, WIDTH), None for a draw of the prior; index: a minibatch
-    weight = pyro.param("weight", lambda: 0.1 * torch.randn(WIDTH))
-    loc = pyro.param("loc", lambda: torch.zeros(WIDTH))
+def model(x=None, index=None, d=1):  # x: (n, d), None for a draw of the prior; index: a minibatch
+    weight = pyro.param("weight", lambda: 0.1 * torch.randn(d))
+    loc = pyro.param("loc", lambda: torch.zeros(d))
     scale = pyro.param("scale", lambda: torch.ones(()), constraints.positive)
     with zoo.datum(x, index) as rows:  # the plate of the data: scales a minibatch to all of them
         z = pyro.sample("z", dist.Normal(torch.zeros_like(scale), 1.0))
@@ -47,7 +45,8 @@ def model(x=None, index=None):  # x: (n, WIDTH), None for a draw of the prior; i
 def log_joint(model, x, z):  # log p(x, z) of every row, written a second time with plain sums
     weight, loc, scale = map(model.constrained, ("weight", "loc", "scale"))
     residual = (x - loc - z[..., None] * weight) / scale
-    constants = 0.5 * (1 + WIDTH) * torch.log(torch.tensor(2 * torch.pi)) + WIDTH * scale.log()
+    d = x.shape[-1]
+    constants = 0.5 * (1 + d) * torch.log(torch.tensor(2 * torch.pi)) + d * scale.log()
     return -0.5 * z**2 - 0.5 * (residual**2).sum(-1) - constants
 
 
@@ -60,7 +59,8 @@ def log_evidence(model, x):  # exact log p(x), (n,) nats; leave it and the Truth
 @zoo.register
 def build(data="digits"):  # an option of the model, such as -o data=plants
     truth = zoo.Truth("T0", "z integrates out to a normal", log_evidence)
-    return zoo.Problem(model, zoo.data.as_dataset(data), log_joint, truth)
+    rows = zoo.data.as_dataset(data)
+    return zoo.Problem(lambda x=None, i=None: model(x, i, rows.width), rows, log_joint, truth)
 
 
 @guides.register
@@ -70,6 +70,22 @@ def build_guide(problem, hidden=()):  # a family (by the support) and a source: 
 
     return Guide("@NAME@", problem, source)
 '''
+
+
+def filled(name):
+    """The template's text for that name."""
+    check, compare = commands(name)
+    text = TEMPLATE.replace("@CHECK@", check).replace("@COMPARE@", compare)
+    return text.replace("@NAME@", name)
+
+
+def commands(name):
+    """The commands that check and compare what stands in `name`.py."""
+    file = f"{name}.py"
+    return (
+        f"zoo check {file}",
+        f"zoo compare {file} --guide amortized --guide {file} --out runs/mine",
+    )
 
 
 def write(name, folder="."):
@@ -93,7 +109,7 @@ def write(name, folder="."):
     )
     try:
         with path.open("x") as file:
-            file.write(TEMPLATE.replace("@NAME@", name))
+            file.write(filled(name))
     except OSError as error:
         require(False, f"cannot write {path}: {error.strerror}")
     return path

@@ -7,7 +7,7 @@ rate `level` at most; the others are exact up to rounding.
 """
 
 import math
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 
 import pyro.distributions as dist
@@ -16,13 +16,10 @@ from torch.distributions import constraints
 
 import guides
 import zoo.checks
-from guides.sources import Encoder
 from zoo import testing
 from zoo.checks import same_again
-from zoo.errors import explained, require
-from zoo.problem import sample_sites
-from zoo.program import Program
-from zoo.testing import NotApplicable, log_density, traced, values_of
+from zoo.errors import ZooError, explained, require
+from zoo.testing import NotApplicable, drawn_sites, log_density, traced, values_of
 
 CELLS = 200_000  # draws x data in the pass that bounds the evidence
 SECTIONS = ("Family:", "Cannot represent:", "Needs:", "Source:")
@@ -63,6 +60,8 @@ def check_supports(problem, guide):
     supports = {latent.name: latent.support for latent in problem.latents}
     for site in _latent_sites(problem, guide):
         name = site["name"]
+        if name not in supports:  # which is what check_sites refuses
+            continue
         inside = supports[name].check(site["value"]).all()
         if not isinstance(_plain(site["fn"]), dist.Delta | dist.TransformedDistribution):
             inside &= _is_real(supports[name]) or not _is_real(site["fn"].support)
@@ -82,7 +81,7 @@ def check_index(problem, guide):
     mends = f"open the plate with zoo.datum(x, index, {plate!r}) and take the rows of index"
     with explained(f"the guide does not run on a minibatch; {mends}"):
         trace = traced(guide, x, index.to(x.device))
-    frames = [frame for s in sample_sites(trace) for frame in s["cond_indep_stack"]]
+    frames = [frame for s in drawn_sites(trace) for frame in s["cond_indep_stack"]]
     rows = trace.nodes.get(plate, {}).get("value")
     require(
         rows is not None
@@ -101,9 +100,11 @@ def check_minibatch(problem, guide):
     first = traced(guide, x)
     _refuse_points(first)
     draws = values_of(first)
-    inside = {site["name"] for site in sample_sites(first) if testing.in_plate(site)}
+    if not draws:
+        raise NotApplicable("the guide has no latents")
+    inside = {site["name"] for site in drawn_sites(first) if testing.in_plate(site)}
     mean = 0.0
-    for index in torch.arange(len(x), device=x.device).tensor_split(3):
+    for index in testing.thirds(len(x), x.device):
         part = {name: v[index] if name in inside else v for name, v in draws.items()}
         mean = mean + traced(guide, x, index, part).log_prob_sum() * len(index) / len(x)
     whole = traced(guide, x, values=draws).log_prob_sum()
@@ -121,7 +122,7 @@ def check_rows(problem, guide):
     first = traced(guide, x, index)
     _refuse_points(first)
     draws = values_of(first)
-    inside = {site["name"] for site in sample_sites(first) if testing.in_plate(site)}
+    inside = {site["name"] for site in drawn_sites(first) if testing.in_plate(site)}
     if not inside:
         raise NotApplicable("no latent stands in the plate of the data")
     together, _ = log_density(first, len(index))
@@ -145,13 +146,20 @@ def check_inputs(problem, guide):
 
 
 def check_parameters(problem, guide):
-    """Every parameter gets a finite gradient."""
+    """Every parameter gets a finite gradient: from rows spread over the data, or from all."""
     x, index = _batch(problem)
+    if len(index) < len(x):
+        with suppress(ZooError):
+            return _gradients_reach(problem, guide, x, index)
+    return _gradients_reach(problem, guide, x, torch.arange(len(x), device=x.device))
+
+
+def _gradients_reach(problem, guide, x, index):
     guide, _ = testing.saved_and_loaded(guide)  # no gradient is zero by its start alone
     model, loss = deepcopy(problem.model), 0.0
     for _ in range(4):
         q = traced(guide, x, index)
-        values = {s["name"]: s["value"] for s in sample_sites(q)}
+        values = {s["name"]: s["value"] for s in drawn_sites(q)}
         p = traced(model, x, index, values)
         for sign, trace in ((1, p), (-1, q)):
             loss = loss + sign * sum(part.sum() for part in log_density(trace, len(index)))
@@ -191,6 +199,8 @@ def check_bound(problem, guide, level=testing.FALSE_ALARMS):
     """
     if problem.truth.log_evidence is None:
         raise NotApplicable("the exact evidence is not known")
+    if {site["name"] for site in _latent_sites(problem, guide)} != {*_names(problem)}:
+        raise NotApplicable("the guide's latents are not the model's")
     x, index = _batch(problem)
     if problem.joint:
         x, index = problem.data.train, None
@@ -211,24 +221,46 @@ def check_bound(problem, guide, level=testing.FALSE_ALARMS):
 
 
 def check_uses_its_input(problem, guide):
-    """An encoder's answer changes with the datum."""
-    encodes = any(isinstance(module, Encoder) for module in guide.modules())
-    if isinstance(guide, Program):
-        encodes = any("$$$" in name for name in guide.constraints)
-    if not encodes:
-        raise NotApplicable("the guide has no encoder")
+    """The answer of a guide that gives rows to a network changes with the data."""
     x, index = _batch(problem)
     if torch.equal(x[index], x[index].roll(1, 0)):
         raise NotApplicable("all rows of the data are equal")
-    first = traced(guide, x, index)
+    draws = values_of(traced(guide, x, index))
+    draws = {n: v.requires_grad_() if v.is_floating_point() else v for n, v in draws.items()}
+    with _row_inputs(guide, len(index)) as inputs:
+        first = traced(guide, x, index, draws)
+    if not inputs:
+        raise NotApplicable("the guide gives no rows to a network")
     other = x.clone()
     other[index] = x[index].roll(1, 0)
-    second = traced(guide, other, index, values_of(first))
+    second = traced(guide, other, index, draws)
     require(
         not torch.equal(log_density(first, len(index))[0], log_density(second, len(index))[0]),
         "the guide's encoder ignores the data: q stays the same when rows are exchanged; compute "
         "its parameters from the rows that zoo.datum yields",
     )
+
+
+@contextmanager
+def _row_inputs(guide, num_rows):
+    """Inside, notes what networks are given that looks like rows of data: the list it yields.
+
+    That is an argument alone, of that many rows of numbers, which depends on no latent and no
+    parameter: neither the index of a table, nor draws, nor a layer's answer to the one before.
+    """
+    found = []
+
+    def note(module, arguments):
+        leaf = module is not guide and not list(module.children()) and len(arguments) == 1
+        x = arguments[0] if leaf else None
+        if isinstance(x, torch.Tensor) and x.is_floating_point() and not x.requires_grad:
+            found.extend([x] if num_rows in x.shape[:-1] else [])
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def check_save_load(problem, guide):
@@ -301,20 +333,25 @@ def _latent_sites(problem, guide):
     """The guide's sites for all of the training data, but for auxiliary ones."""
     wrong = explained("the guide does not run on the training data")
     with wrong, torch.random.fork_rng([]), testing.quiet(), torch.no_grad():
-        sites = sample_sites(traced(guide, problem.data.train))
-    return [site for site in sites if not site["infer"].get("is_auxiliary")]
+        sites = drawn_sites(traced(guide, problem.data.train))
+    latent = [site for site in sites if not site["is_observed"]]
+    return [site for site in latent if not site["infer"].get("is_auxiliary")]
+
+
+def _names(problem):
+    return [latent.name for latent in problem.latents]
 
 
 def _batch(problem):
     """All training rows, and the index of those that a check looks at."""
     x = problem.data.train
-    return x, torch.arange(min(testing.ROWS, len(x)), device=x.device)
+    return x, testing.spread(len(x), x.device)
 
 
 def _refuse_points(trace):
     """Leave a guide alone whose latents are points, or functions of its parameters."""
-    sites = [site for site in sample_sites(trace) if isinstance(_plain(site["fn"]), dist.Delta)]
-    auxiliary = any(site["infer"].get("is_auxiliary") for site in sample_sites(trace))
+    sites = [site for site in drawn_sites(trace) if isinstance(_plain(site["fn"]), dist.Delta)]
+    auxiliary = any(site["infer"].get("is_auxiliary") for site in drawn_sites(trace))
     if sites and not auxiliary:
         raise NotApplicable("the guide is a point (delta), which has no log q")
     if any(_plain(site["fn"]).v.requires_grad for site in sites):
@@ -335,20 +372,21 @@ def _is_real(support):
 
 
 def _values(trace):
-    return [site["value"] for site in sample_sites(trace)]
+    return [site["value"] for site in drawn_sites(trace)]
 
 
 def _total(trace, num_draws):
     """Log density of all sites for every draw: (draws,)."""
-    sites = sample_sites(trace)
-    return sum(s["unscaled_log_prob"].reshape(num_draws, -1).sum(1) for s in sites)
+    sites = drawn_sites(trace)
+    start = torch.zeros(num_draws)
+    return sum((s["unscaled_log_prob"].reshape(num_draws, -1).sum(1) for s in sites), start)
 
 
 def _units(problem, trace, num_draws):
     """Log density of every draw and independent unit: (draws, units), in float64."""
     if problem.joint:
         return _total(trace, num_draws)[:, None].double()
-    rows = max(site["unscaled_log_prob"].shape[-1] for site in sample_sites(trace))
+    rows = max(site["unscaled_log_prob"].shape[-1] for site in drawn_sites(trace))
     return log_density(trace, rows)[0].double()
 
 

@@ -2,11 +2,10 @@
 
 import pyro
 from pyro.nn import PyroModule
-from torch import nn
 
 import zoo
 from guides.families import choose
-from guides.sources import Shared, Table
+from guides.sources import ByLatent, Shared, Table
 from zoo.errors import require
 
 
@@ -24,7 +23,7 @@ class Guide(PyroModule):
         self.has_local = any(latent.local for latent in problem.latents)
         self.latents = (joined.latent,) if joined else problem.latents
         self.families = {latent.name: choose(family, latent) for latent in self.latents}
-        self.sources = nn.ModuleDict()
+        self.sources = ByLatent()
         for latent in self.latents:
             q = self.families[latent.name]
             self.sources[latent.name] = (

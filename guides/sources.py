@@ -84,3 +84,24 @@ class Shared(nn.Module):
 
     def forward(self, rows, index):
         return self.row if rows is None else self.row.expand(len(rows), -1)
+
+
+class ByLatent(nn.ModuleDict):
+    """Modules under the names of latents, which may have dots, as a module's own name may not.
+
+    In checkpoints a name without a dot is as it is.
+    """
+
+    def __getitem__(self, name):
+        return super().__getitem__(_key(name))
+
+    def __setitem__(self, name, module):
+        super().__setitem__(_key(name), module)
+
+    def __contains__(self, name):
+        return super().__contains__(_key(name))
+
+
+def _key(name):
+    # Nor may it be an attribute of nn.ModuleDict, such as "type" or "values".
+    return f"own/{name}" if hasattr(nn.ModuleDict, name) else name.replace(".", "/")

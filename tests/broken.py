@@ -573,9 +573,24 @@ def network_that_ignores_its_input():
     def guide(x=None, index=None):
         pyro.module("network", network)
         with zoo.datum(x, index) as rows:
-            pyro.sample("z", dist.Normal(network(rows.mean(0) * 0), 1.0).to_event(1))
+            pyro.sample("z", dist.Normal(network(rows * 0), 1.0).to_event(1))
 
     return right_problem(), guide
+
+
+@broken(PAIRS, "uses its input", "the guide's encoder ignores the data")
+def own_network_that_ignores_its_input():
+    class Broken(PyroModule):
+        def __init__(self):
+            super().__init__(zoo.unique("own"))
+            self.network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+
+        def forward(self, x=None, index=None):
+            with zoo.datum(x, index) as rows:
+                loc = self.network(torch.ones_like(rows))
+                pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    return right_problem(), Broken()
 
 
 @broken(PAIRS, "save load", "in parameters and buffers of the module")

@@ -1,6 +1,7 @@
 """Bad input ends with one line and exit status 2, before anything is written."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,24 @@ def test_a_users_file_that_is_no_model(text, message, capsys, tmp_path):
     assert message in refused(["compare", str(path), f"--out={tmp_path / 'out'}"], capsys)
     assert message in refused(["check", str(path)], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_users_file_with_a_dataclass(tmp_path):
+    """Under `from __future__ import annotations` it looks its own module up in sys.modules."""
+    before = set(sys.modules)
+    path = tmp_path / "sizes.py"
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport zoo\n"
+        "@dataclass\nclass Sizes:\n    width: int = 2\n\n@zoo.register\ndef build():\n"
+        "    return zoo.load('gaussian_lvm', latent_dim=Sizes().width)"
+    )
+    zoo.load(str(path))
+    assert set(sys.modules) - before == {"zoo_file_sizes"}
+    (tmp_path / "faulty.py").write_text("x = 1 / 0")
+    with pytest.raises(zoo.ZooError, match="cannot be imported: ZeroDivisionError"):
+        zoo.load(str(tmp_path / "faulty.py"))
+    assert "zoo_file_faulty" not in sys.modules
+    del sys.modules["zoo_file_sizes"]
 
 
 def test_new_leaves_a_file_that_is_there(capsys, tmp_path, monkeypatch):

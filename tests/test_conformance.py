@@ -5,6 +5,7 @@ import math
 import re
 
 import broken
+import legit
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -68,6 +69,56 @@ def test_broken_pair_is_refused_by_its_check(name):
     assert not found.ok
     assert re.search(fault.words, found.sentence), found.sentence
     assert "\n" not in found.sentence
+
+
+@pytest.mark.parametrize("name", legit.ENTRIES)
+def test_legit_entry_is_refused_by_no_check(name):
+    problem, guide = legit.ENTRIES[name]()
+    assert [r for r in experiments.check(problem, guide) if not r.ok] == []
+
+
+@pytest.mark.parametrize("name", legit.ENTRIES)
+def test_legit_entry_is_fitted(name):
+    problem, guide = legit.ENTRIES[name]()
+    fit = experiments.fit(problem, guide, steps=2, batch_size=1)
+    assert torch.isfinite(fit.history).all()
+
+
+def test_what_a_legit_entry_is_there_for_is_checked():
+    """It is not by leaving the check out that these pass."""
+    for name, checks in {
+        "deterministic_sites": ("minibatch", "rows", "score identity"),
+        "own_encoder": ("uses its input",),
+        "two_rows": ("minibatch", "bound"),
+        "sorted_rows": ("parameters",),
+    }.items():
+        found = {
+            (r.subject == "model", r.check): r for r in experiments.check(*legit.ENTRIES[name]())
+        }
+        assert all(found[False, check].sentence == "" for check in checks)
+
+
+@pytest.mark.parametrize("name", ["misspelt_site", "missing_latent", "latent_too_many"])
+def test_only_the_sites_check_speaks_of_other_sites(name):
+    found = experiments.check(*broken.PAIRS[name].build())
+    assert [r.check for r in found if not r.ok] == ["sites"]
+
+
+def test_guides_of_one_name_have_a_column_each():
+    problem = broken.right_problem()
+
+    def made(name):
+        def guide(x=None, index=None):
+            with zoo.datum(x, index):
+                pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+        guide.__name__ = name
+        return guide
+
+    found = experiments.check(problem, [made("guide"), made("guide"), made("model")])
+    subjects = ["model", "guide", "guide 2", "model 2"]
+    assert list(dict.fromkeys(r.subject for r in found)) == subjects
+    assert len({(r.subject, r.check) for r in found}) == len(found)
 
 
 def test_every_check_has_a_broken_entry():
@@ -245,7 +296,36 @@ def test_table_has_a_row_a_check_and_a_sentence_a_failure():
     assert rows["sites"] == ["ok", "ok"]
     (failure,) = (line for line in text if line.startswith("FAILED"))
     assert failure.startswith("FAILED model, parameters: parameter 'loc' of the model gets no")
-    assert text[-1].endswith("checks failed")
+    assert re.fullmatch(
+        r"\d+ of \d+ checks failed, \d+ checks hold, \d+ do not apply \(-\)", text[-1]
+    )
+
+
+def test_table_says_why_a_check_of_the_model_does_not_apply():
+    results = experiments.check(broken.problem_of(log_joint=None), "mean_field")
+    text = table(results).splitlines()
+    reasons = [line for line in text if line.startswith("not applied: ")]
+    assert reasons[0].startswith("not applied: density: no log_joint is given")
+    assert reasons[1].startswith("not applied: truth: no exact evidence")
+    assert len(reasons) == 2
+    left_out = sum(r.sentence != "" for r in results)
+    assert text[-1] == f"{len(results) - left_out} checks hold, {left_out} do not apply (-)"
+    two = [testing.Result("model", name, True, "not applicable: no y") for name in ("a", "b")]
+    assert "not applied: a, b: no y" in table(two).splitlines()
+
+
+def test_a_model_that_does_not_run_is_one_result():
+    def model(x):  # takes no index
+        with zoo.datum(x) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=rows)
+
+    (result,) = experiments.check(broken.program(model))
+    assert (result.subject, result.check, result.ok) == ("model", "runs", False)
+    assert (
+        "does not run as model(x, index), with x=None and index=None: TypeError" in result.sentence
+    )
+    assert table([result]).endswith("1 of 1 checks failed")
 
 
 def test_check_of_a_guide_that_does_not_suit_says_so():

@@ -3,12 +3,14 @@
 import re
 
 import pytest
+import torch
 
 import experiments
 import guides
 import zoo
 from experiments import new
 from experiments.cli import main
+from zoo import testing
 
 
 @pytest.fixture
@@ -17,6 +19,11 @@ def path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert new.write("thesis_model").resolve() == tmp_path / "thesis_model.py"
     return tmp_path / "thesis_model.py"
+
+
+def commands_in(text):
+    """The commands in the docstring of the file."""
+    return [line.strip() for line in text.splitlines() if line.startswith("    zoo ")]
 
 
 def status_of(arguments):
@@ -28,7 +35,10 @@ def status_of(arguments):
 def test_it_is_short_and_says_what_comes_next(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert status_of(["new", "thesis_model"]) == 0
-    assert "next: zoo check thesis_model.py" in capsys.readouterr().out
+    text = (tmp_path / "thesis_model.py").read_text()
+    first, *commands = capsys.readouterr().out.splitlines()
+    assert first == "thesis_model.py is written; next:"
+    assert [line.strip() for line in commands] == commands_in(text)
     lines = (tmp_path / "thesis_model.py").read_text().splitlines()
     assert len(lines) < 60
     assert max(map(len, lines)) <= 100
@@ -42,7 +52,7 @@ def test_it_passes_every_check_as_it_stands(path, capsys):
     assert out.splitlines()[0].split()[1] == "model"
     assert {"amortized", "mean_field", "thesis_model"} <= set(out.splitlines()[0].split())
     assert "FAILED" not in out
-    assert out.endswith("every check holds\n")
+    assert re.fullmatch(r"\d+ checks hold, \d+ do not apply \(-\)", out.splitlines()[-1])
 
 
 def test_its_evidence_and_density_are_checked(path):
@@ -73,13 +83,62 @@ def test_a_fault_put_into_it_is_found(fault, path, capsys):
     assert any(sentence in line for line in failures), failures
 
 
+def test_it_takes_data_of_another_width(path):
+    """What `-o data=...` is for: the width is that of the data."""
+    problem = zoo.load(str(path), data=torch.randn(30, 3))
+    guide = guides.build(str(path), problem)
+    results = experiments.check(problem, guide)
+    assert [r for r in results if not r.ok] == []
+    assert {r.check for r in results if r.subject == "model" and not r.sentence} >= {
+        "density",
+        "docstring",
+    }
+
+
+@pytest.mark.data
 @pytest.mark.slow
-def test_it_runs_in_a_comparison(path, capsys):
-    arguments = ["compare", "thesis_model.py", "--guide=amortized", "--guide=thesis_model.py"]
-    assert status_of([*arguments, "--steps=20", "--seeds=1", "--workers=1", "--out=out"]) == 0
+def test_the_option_that_its_comment_names(path):
+    (option,) = re.findall("such as (-o .*)", path.read_text())
+    assert status_of(["check", "thesis_model.py", "--guide=amortized", *option.split()]) == 0
+
+
+@pytest.mark.slow
+def test_every_command_that_it_names_runs(path, capsys):
+    check, compare = (line.split()[1:] for line in commands_in(path.read_text()))
+    assert status_of(check) == 0
+    assert status_of([*compare, "--steps=20", "--seeds=1", "--workers=1"]) == 0
     out = capsys.readouterr().out
     assert "| thesis_model | amortized |" in out
     assert "| thesis_model | thesis_model |" in out
+
+
+def test_a_file_that_holds_only_a_guide(path, capsys):
+    text = path.read_text()
+    (path.parent / "half.py").write_text(text.replace("@zoo.register\n", ""))
+    assert status_of(["check", "half.py"]) == 2
+    assert "zoo check MODEL --guide half.py" in capsys.readouterr().err
+    path.write_text(text.replace('data="digits"', "data=[[0.0, 1.0]]"))  # whose model is at fault
+    assert status_of(["check", path.name]) == 2
+    assert "at least 2 needed" in capsys.readouterr().err
+
+
+def test_help_of_check_says_what_it_does(capsys):
+    assert status_of(["check", "--help"]) == 0
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    for words in ("exit status is 1", "every registered guide that suits", "--seed", "Python file"):
+        assert words in text
+    for command in ("fit", "compare"):
+        assert status_of([command, "--help"]) == 0
+        text = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+        assert "Name of a guide, or a Python file" in text
+
+
+def test_seed_of_the_checks(path, monkeypatch):
+    seeds = []
+    right = [testing.Result("model", "a", True)]
+    monkeypatch.setattr(experiments, "check", lambda *_, seed, **__: seeds.append(seed) or right)
+    assert status_of(["check", "thesis_model.py", "--seed=7"]) == 0
+    assert seeds == [7]
 
 
 def test_it_fits(path):

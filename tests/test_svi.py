@@ -124,12 +124,16 @@ def test_tenth_run_in_a_process_equals_the_first_and_leaves_no_trace():
     assert not torch.equal(after_build, state)
 
 
-def test_function_models_with_pyro_param_and_pyro_module_start_afresh():
-    """Parameters of a plain function are found, trained, and reset between seeds and runs."""
+@pytest.mark.parametrize("register", [lambda *args: pyro.module(*args), pyro.module])
+def test_function_models_with_pyro_param_and_pyro_module_start_afresh(register):
+    """Parameters of a plain function are found, trained, and reset between seeds and runs.
+
+    register: `pyro.module`, looked up when it is called or, as `from pyro import module`, before.
+    """
     network = torch.nn.Linear(1, 2)
 
     def model(x=None, index=None):
-        pyro.module("network", network)
+        register("network", network)
         scale = pyro.param("scale", lambda: torch.rand(()) + 0.5, dist.constraints.positive)
         with zoo.datum(x, index) as rows:
             z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))

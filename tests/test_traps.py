@@ -1,9 +1,11 @@
 """Pyro's traps: for each a clear error or the right number, where a user of this project meets it.
 
-Elsewhere: bounds with several draws under a subsampled plate (RenyiELBO, ReweightedWakeSleep) and
-`vectorized_importance_weights` with the evidence, one Pareto k over all data with the diagnostics.
-This project calls none of these functions.  The param store's pickle is never written or read:
-checkpoints are safetensors, see tests/test_svi.py.
+Four of Pyro's functions are traps that this project does not step into, because it calls none of
+them, which a test here holds it to: RenyiELBO and ReweightedWakeSleep, whose several draws under a
+subsampled plate are weighted over all data at once, `vectorized_importance_weights`, which does the
+same, and `psis_diagnostic`, one Pareto k over all data.  Its own bounds of many draws are tested in
+tests/test_evidence.py, its k of each datum in tests/test_pareto.py.  The param store's pickle is
+never written or read: checkpoints are safetensors, see tests/test_svi.py.
 """
 
 import subprocess
@@ -15,7 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
 
 import experiments
 import guides
@@ -101,6 +103,25 @@ def test_a_function_guide_with_the_models_plate_serves_every_batch_size():
     for batch_size in (None, 1, 20, 50):
         fit = experiments.fit(problem, guide, steps=6, batch_size=batch_size)
         assert torch.isfinite(fit.history).all()
+
+
+def test_an_autoguide_list_with_a_hand_written_guide_of_the_same_plate():
+    """The list opens the plate, and the guide in it a second time: one sentence, before a step."""
+    problem = scalar_problem()
+
+    def local(x=None, index=None):
+        slope = pyro.param("slope", lambda: torch.zeros(3))
+        with zoo.datum(x, index) as rows:
+            z = pyro.sample("z", dist.Normal((rows @ slope)[..., None], 0.5).to_event(1))
+        return {"z": z}
+
+    guide = AutoGuideList(problem.model)
+    guide.append(local)
+    with pytest.raises(
+        zoo.ZooError, match=r"guide does not run on .*Multiple sample sites named 'datum'"
+    ) as caught:
+        experiments.fit(problem, guide, steps=2, batch_size=20)
+    assert "\n" not in str(caught.value)
 
 
 def test_forgetting_to_enumerate():
@@ -193,18 +214,27 @@ def test_a_checkpoint_is_loaded_into_a_fresh_autoguide(tmp_path):
     assert torch.equal(found.elbo, fit.elbo)
 
 
-def test_no_pickle_is_read_or_written():
-    """`param_store.save` and `torch.load` of a stranger's file run what is in it."""
-    words = "param_store().save|param_store().load|torch.load|torch.save|import pickle"
-    folders = ["zoo", "guides", "experiments"]
-    found = subprocess.run(
-        ["grep", "-rnE", words.replace("()", r"\(\)"), "--include=*.py", *folders],
+def lines_with(words):
+    """Lines of the packages' source that match the expression."""
+    return subprocess.run(
+        ["grep", "-rnE", words, "--include=*.py", "zoo", "guides", "experiments"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-    )
-    assert found.returncode == 1, found.stdout
+    ).stdout
+
+
+def test_no_pickle_is_read_or_written():
+    """`param_store.save` and `torch.load` of a stranger's file run what is in it."""
+    words = "param_store().save|param_store().load|torch.load|torch.save|import pickle"
+    assert lines_with(words.replace("()", r"\(\)")) == ""
+    assert "safetensors" in lines_with("safetensors")  # it does find what is there
+
+
+def test_functions_of_pyro_that_are_traps_are_not_called():
+    words = "RenyiELBO|ReweightedWakeSleep|vectorized_importance_weights|psis_diagnostic"
+    assert lines_with(words) == ""
 
 
 def test_detaching_is_silent_in_pyro():

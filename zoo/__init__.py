@@ -20,6 +20,7 @@ __all__ = [
     "load",
     "names",
     "register",
+    "stands_in",
     "unique",
 ]
 
@@ -42,3 +43,8 @@ def load(name, **options):
     problem = build(**options)
     require(isinstance(problem, Problem), f"{Path(name).stem}: build must return a zoo.Problem")
     return problem.having(name=Path(name).stem, options=options)
+
+
+def stands_in(name):
+    """Whether `name` is the path of a Python file that has been loaded and registers a model."""
+    return _registry.has_loaded(name)

@@ -7,6 +7,7 @@ them all, each with a random stream of its own.  Those in RANDOM refuse a right 
 """
 
 import inspect
+from contextlib import suppress
 
 import torch
 from torch.distributions import biject_to
@@ -19,6 +20,12 @@ from zoo.testing import NotApplicable, log_density, traced, values_of
 
 POINTS = 16
 SECTIONS = ("Story:", "Data:", "Truth:", "Differs from the source in:", "Raises:", "Source:")
+
+
+def runs(problem):
+    """Refuse a model that does not run on its data: no other check would say more."""
+    with explained("the model does not run as model(x, index), with x=None and index=None"):
+        traced(problem.model, problem.data.train[: testing.ROWS], None)
 
 
 def check_sites(problem):
@@ -54,7 +61,7 @@ def check_shapes(problem):
     for num_draws in (None, 3):
         with explained("the model does not run in a plate of draws: index from the right"):
             trace = traced(problem.model, x, num_draws=num_draws)
-        for site in sample_sites(trace):
+        for site in testing.drawn_sites(trace):
             shape = tuple(site["unscaled_log_prob"].shape)
             full = (len(x),) if testing.in_plate(site) else ()
             if num_draws:
@@ -184,8 +191,15 @@ def _right_gradient(problem, model, x):
 
 
 def check_parameters(problem):
-    """Every parameter gets a finite gradient."""
-    x = problem.data.train[: testing.ROWS]
+    """Every parameter gets a finite gradient: from rows spread over the data, or from all."""
+    x = problem.data.train
+    if len(x) > testing.ROWS:
+        with suppress(ZooError):
+            return _gradients_reach(problem, x[testing.spread(len(x), x.device)])
+    return _gradients_reach(problem, x)
+
+
+def _gradients_reach(problem, x):
     model, _ = testing.saved_and_loaded(problem.model)  # no gradient is zero by its start alone
     draws = [_density(problem, x, None, _latents(problem, x), model) for _ in range(4)]
     loss = sum(rows.sum() + shared.sum() for rows, shared in draws)
@@ -203,7 +217,7 @@ def check_runs_without_data(problem):
             f"the model does not run without data ({reason}): take x=None and index=None, and "
             "observe the rows that zoo.datum yields, None where there are none"
         ) from error
-    for site in sample_sites(traced(problem.model, problem.data.train[:1])):
+    for site in testing.drawn_sites(traced(problem.model, problem.data.train[:1])):
         name, shape = site["name"], tuple(site["value"].shape)
         require(
             name in free and tuple(free[name].shape) == shape,
@@ -218,7 +232,7 @@ def check_minibatch(problem):
     latents = _latents(problem, x)
     whole = traced(problem.model, x, values=latents).log_prob_sum()
     mean = 0.0
-    for index in torch.arange(len(x)).tensor_split(3):  # the last batches are shorter
+    for index in testing.thirds(len(x), x.device):  # the last batches are shorter
         part = _rows_of(problem, latents, index)
         batch = traced(problem.model, x, index, part).log_prob_sum()
         mean = mean + batch * len(index) / len(x)

@@ -1,7 +1,7 @@
 """`Program`: a plain Pyro function as a module that owns its parameters."""
 
+import inspect
 import weakref
-from contextlib import contextmanager
 
 import pyro
 import torch
@@ -40,7 +40,7 @@ class Program(nn.Module):
                 self._set(name, store._params[name].detach().clone())
 
     def forward(self, *args, **kwargs):
-        with _Own(self), _networks_filled():
+        with _Own(self), Filled(self._held):
             return self.function(*args, **kwargs)
 
     def constrained(self, name):
@@ -49,6 +49,9 @@ class Program(nn.Module):
         value = transform_to(self.constraints[name])(raw)
         value.unconstrained = weakref.ref(raw)
         return value
+
+    def _held(self, name):
+        return self.constrained(name) if name in self.constraints else None
 
     def _set(self, name, value):
         key = _key(name)
@@ -59,26 +62,47 @@ class Program(nn.Module):
             self.values[key] = nn.Parameter(value)
 
 
-@contextmanager
-def _networks_filled():
-    """Inside, `pyro.module` puts the Program's values into the network that it is given.
+class Filled(Messenger):
+    """Puts values into the networks that a program hands to `pyro.module`, until it ends.
 
-    By itself it only registers them, and the network would go on with its own.  Afterwards the
-    network, which the function closes over and other Programs share, is as it was.
+    By itself `pyro.module` only registers a network, which goes on with its own parameters.  The
+    network, which other programs may share, is left as it was.
+    value_of(name) -> the value of the parameter of that name, None for the network's own.
     """
-    register, before = pyro.module, []
 
-    def fill(name, network, update_module_params=True):
-        before.extend((part, dict(part._parameters)) for part in network.modules())
-        return register(name, network, update_module_params=True)
+    def __init__(self, value_of):
+        super().__init__()
+        self.value_of, self.before = value_of, {}
 
-    pyro.module = fill
-    try:
-        yield
-    finally:
-        pyro.module = register
-        for part, parameters in reversed(before):
-            part._parameters.update(parameters)
+    def _pyro_param(self, message):
+        _, divider, path = message["name"].partition("$$$")
+        network = _registered_now() if divider else None
+        value = None if network is None else self.value_of(message["name"])
+        if value is None:
+            return
+        part, _, own = path.rpartition(".")
+        parameters = dict(network.named_modules())[part]._parameters
+        if (id(parameters), own) not in self.before:
+            self.before[id(parameters), own] = parameters, parameters[own]
+            parameters[own] = value
+
+    def __exit__(self, *exception):
+        for (_, own), (parameters, value) in self.before.items():
+            parameters[own] = value
+        self.before.clear()
+        return super().__exit__(*exception)
+
+
+def _registered_now():
+    """The network whose registration by `pyro.module` is under way, None where there is none.
+
+    The message of its parameter does not hold it; the frame of the call does, by whatever name
+    the program imported the function.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not pyro.module.__code__:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["nn_module"]
 
 
 class _Own(Messenger):

@@ -72,10 +72,18 @@ class Registry:
     def _from_file(self, path):
         require(path.is_file(), f"no such file: {path}")
         self._own.pop(path, None)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(f"zoo_file_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
-        with explained(f"{path} cannot be imported"):
-            spec.loader.exec_module(module)
+        before = sys.modules.get(spec.name)
+        sys.modules[spec.name] = module  # where dataclasses and pickles look for its names
+        try:
+            with explained(f"{path} cannot be imported"):
+                spec.loader.exec_module(module)
+        except ZooError:
+            sys.modules.pop(spec.name)
+            if before is not None:
+                sys.modules[spec.name] = before
+            raise
         if path not in self._own:
             raise ZooError(f"{path} registers no {self.kind}; decorate its `build` with @register")
         return self._own[path]

@@ -5,6 +5,7 @@ import math
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import pyro
 import torch
@@ -80,16 +81,33 @@ def traced(program, x=None, index=None, values=None, num_draws=None):
     return trace
 
 
+def spread(num_data, device=None):
+    """The places of at most ROWS rows, evenly over all of them, for data may be sorted."""
+    if num_data <= ROWS:
+        return torch.arange(num_data, device=device)
+    return torch.linspace(0, num_data - 1, ROWS, device=device).long()
+
+
+def thirds(num_data, device=None):
+    """The places of all rows in three batches, in fewer where there are not three rows."""
+    return torch.arange(num_data, device=device).tensor_split(min(3, num_data))
+
+
+def drawn_sites(trace):
+    """The sample sites of a trace, but for those that pyro.deterministic records."""
+    return [site for site in sample_sites(trace) if not site["infer"].get("_deterministic")]
+
+
 def values_of(trace, names=None):
     """{site: value, detached} of a trace's sample sites, or of those in `names`."""
-    sites = sample_sites(trace)
+    sites = drawn_sites(trace)
     return {s["name"]: s["value"].detach() for s in sites if names is None or s["name"] in names}
 
 
 def log_density(trace, num_rows):
     """(of each row, of what the rows share): (..., num_rows) and (...), without a plate's scale."""
     rows, shared = 0.0, 0.0
-    for site in sample_sites(trace):
+    for site in drawn_sites(trace):
         if in_plate(site):
             rows = rows + site["unscaled_log_prob"].expand(
                 *site["unscaled_log_prob"].shape[:-1], num_rows
@@ -228,7 +246,9 @@ def in_double(problem, function):
 
 def module_text(function):
     """The docstring of the file that a function stands in, None where it stands in no file."""
-    names = inspect.unwrap(function).__globals__
+    while isinstance(function, partial):
+        function = function.func
+    names = getattr(inspect.unwrap(function), "__globals__", {})
     return (names.get("__doc__") or "") if "__file__" in names else None
 
 

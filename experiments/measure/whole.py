@@ -12,19 +12,22 @@ import torch
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
+from torch import nn
 
 from zoo.errors import require
+from zoo.program import Filled
 
 
 @contextmanager
 def surroundings(seed, state, device):
     """A random stream and a parameter store of their own, without gradients and validation."""
     gpus = [device] if device.type == "cuda" else []
+    networks = {n: nn.Parameter(v.detach()) for n, v in state["params"].items() if "$$$" in n}
     store, quiet = pyro.get_param_store().scope(state), pyro.validation_enabled(False)
     with torch.random.fork_rng(gpus), store, quiet, torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")
         torch.manual_seed(seed)
-        with _Loaded(state["params"]), Unscaled(), whole_plates() as indices:
+        with Filled(networks.get), Unscaled(), whole_plates() as indices:
             yield indices
 
 
@@ -57,28 +60,6 @@ class Unscaled(Messenger):
 
     def _pyro_sample(self, message):
         message["scale"] = 1.0
-
-
-class _Loaded(Messenger):
-    """Puts a state's values into the networks that a program hands to `pyro.module`.
-
-    `pyro.module` reads the store, but leaves the network as it was.
-    """
-
-    def __init__(self, params):
-        super().__init__()
-        self.params, self.before = params, {}
-
-    def _pyro_param(self, message):
-        name, start = message["name"], message["args"][-1]
-        if "$$$" in name and name in self.params and isinstance(start, torch.nn.Parameter):
-            self.before.setdefault(name, (start, start.data))
-            start.data = self.params[name].detach()
-
-    def __exit__(self, *exception):
-        for parameter, value in self.before.values():
-            parameter.data = value
-        return super().__exit__(*exception)
 
 
 def store_states(programs, params):
