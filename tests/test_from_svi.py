@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
 import experiments
+import guides
 import zoo
 from experiments.measure import bridge
 from experiments.measure.bridge import az
@@ -367,14 +368,12 @@ def test_states_reach_the_networks_of_a_function():
 
 def test_lists_of_guides_are_chains():
     """Two autoguides of one name, each fitted in a cleared store, answer for themselves."""
-    guides = []
+    fits = []
     for seed in (1, 2):
         example, _ = fitted("hierarchical_regression", seed=seed, steps=30)
-        guides.append(example.guide)
-    tree = experiments.from_svi(
-        example.model, guides, *example.args, num_draws=20, predictive=False
-    )
-    for chain, guide in enumerate(guides):
+        fits.append(example.guide)
+    tree = experiments.from_svi(example.model, fits, *example.args, num_draws=20, predictive=False)
+    for chain, guide in enumerate(fits):
         alone = experiments.from_svi(
             example.model,
             guide,
@@ -388,9 +387,9 @@ def test_lists_of_guides_are_chains():
             alone["posterior"].to_dataset().isel(chain=0, drop=True),
             tree["posterior"].to_dataset().isel(chain=chain, drop=True),
         )
-    locs = [guide.locs.slope.item() for guide in guides]
+    locs = [guide.locs.slope.item() for guide in fits]
     assert locs[0] != locs[1]
-    sd = guides[0].scales.slope.item()
+    sd = fits[0].scales.slope.item()
     slope = tree["posterior"]["slope"].mean("draw").values
     np.testing.assert_allclose(slope, locs, atol=5 * sd / np.sqrt(20))
     assert "posterior_predictive" not in tree.children
@@ -432,6 +431,66 @@ def test_nothing_outside_changes():
     assert (mu[0] != mu[2]).all()
     with pyro.plate("unit", 8, subsample_size=2) as index:  # plates draw minibatches again
         assert len(index) == 2
+
+
+def matrix_of_means(width, num_data=6):
+    """A plain `pyro.deterministic` of a row a datum, and of what is reduced from the plate."""
+    weight = torch.randn(2, width)
+
+    def model(x=None, index=None):
+        with zoo.datum(x, index, "data") as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            mean = pyro.deterministic("mean", z @ weight)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=rows)
+        pyro.deterministic("top", z[..., 0].amax(-1))
+        pyro.deterministic("firsts", z[..., 0])
+
+    return model, torch.randn(num_data, width), weight.numpy()
+
+
+@pytest.mark.parametrize("width", [3, 6])
+@pytest.mark.parametrize("num_draws", [4, 6])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_deterministic_event_stands_right_of_its_plates(width, num_draws, parallel):
+    """Also where it is as wide as the plate, or as there are draws."""
+    model, x, weight = matrix_of_means(width)
+    guide = AutoNormal(model)
+    guide(x)
+    tree = experiments.from_svi(model, guide, x, num_draws=num_draws, parallel=parallel)
+    for group in ("posterior", "prior"):
+        found = tree[group]
+        assert found["mean"].dims == ("chain", "draw", "data", "mean_dim_0")
+        assert found["mean"].shape == (1, num_draws, 6, width)
+        z = found["z"].values
+        np.testing.assert_allclose(found["mean"], z @ weight, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found["firsts"], z[..., 0])
+        np.testing.assert_allclose(found["top"], z[..., 0].max(-1))
+
+
+def test_a_deterministic_event_in_the_tree_of_a_fit():
+    model, x, weight = matrix_of_means(6)
+    problem = zoo.Problem(model, zoo.data.as_dataset(x))
+    fit = experiments.fit(problem, guides.build("amortized", problem), steps=3, seeds=2)
+    found = fit.to_datatree(6)["posterior"]
+    assert found["mean"].dims == ("chain", "draw", "data", "mean_dim_0")
+    np.testing.assert_allclose(found["mean"], found["z"].values @ weight, rtol=1e-4, atol=1e-5)
+
+
+def test_an_event_that_may_be_a_plate_asks_for_its_dimensions():
+    def model(x, **told):
+        with pyro.plate("data", 1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.deterministic("mean", z[..., None], **told)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide, x = AutoNormal(model), torch.zeros(1)
+    guide(x)
+    with pytest.raises(zoo.ZooError, match=r"'mean' of shape \(1, 1\) may .* give it event_dim="):
+        experiments.from_svi(model, guide, x, num_draws=2)
+    told = experiments.from_svi(model, guide, x, num_draws=2, kwargs={"event_dim": 1})
+    assert told["posterior"]["mean"].dims == ("chain", "draw", "data", "mean_dim_0")
+    with pytest.raises(zoo.ZooError, match="'wide' has batch shape .* no plate declares"):
+        experiments.from_svi(wide, level_guide, x, num_draws=2)
 
 
 def test_coords_dims_and_names_that_are_taken():
@@ -559,6 +618,11 @@ def good(y):
     level = pyro.sample("level", dist.Normal(0.0, 1.0))
     with pyro.plate("row", len(y)):
         pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
+def wide(y):
+    good(y)
+    pyro.deterministic("wide", torch.zeros(3), event_dim=0)
 
 
 def batch_of_more(y):

@@ -17,7 +17,7 @@ from pyro.poutine.messenger import Messenger
 
 from experiments.measure.enumerated import Factors
 from experiments.measure.label import Label
-from experiments.measure.structure import DRAWS, frames_of, inspect, latents_only
+from experiments.measure.structure import DRAWS, latents_only, plates_of, structure_of
 from experiments.measure.whole import surroundings
 from zoo.errors import explained, require
 from zoo.problem import sample_sites
@@ -88,7 +88,7 @@ def draw_pair(pair, num_draws, seed=0, parallel=False, prior=True, predictive=Tr
     """
     require(num_draws >= 1, f"num_draws must be at least 1, got {num_draws}")
     with surroundings(seed, pair.state, pair.device) as indices:
-        found = inspect(pair)
+        found = structure_of(pair)
         at_once = max(1, CELLS_AT_ONCE // found.cells) if parallel else 1
         sizes = [min(at_once, num_draws - done) for done in range(0, num_draws, at_once)]
         parts = [_run(pair, found, size if parallel else None, prior, predictive) for size in sizes]
@@ -171,11 +171,7 @@ class _Sites:
 def _log_probs(trace):
     """The log density of every site: [(plate names, tensor)]."""
     trace.compute_log_prob()
-    return [(_plates(site), site["log_prob"]) for site in sample_sites(trace)]
-
-
-def _plates(site):
-    return {frame.name for frame in frames_of(site)}
+    return [(plates_of(site), site["log_prob"]) for site in sample_sites(trace)]
 
 
 def _log_likelihood(trace, factors, found, label):
@@ -183,7 +179,7 @@ def _log_likelihood(trace, factors, found, label):
     for name in found.observed:
         site = trace.nodes[name]
         marginal = factors.marginal_likelihood(name) if factors else None
-        unit, terms = marginal or (_plates(site), [(_plates(site), site["log_prob"])])
+        unit, terms = marginal or (plates_of(site), [(plates_of(site), site["log_prob"])])
         pointwise[name] = label.add(terms, unit, like=site["log_prob"])
     return pointwise
 
