@@ -10,7 +10,7 @@ import xarray as xr
 from pairs import PAIRS, fitted
 from pyro import poutine
 from pyro.infer import Predictive
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
 import experiments
@@ -18,6 +18,7 @@ import guides
 import zoo
 from experiments.measure import bridge
 from experiments.measure.bridge import az
+from experiments.measure.predictive import posterior_predictive
 
 NUM_DRAWS = 60
 LOCAL_PLATES = {"eight_schools": "school", "vae": "data", "subsampled": "unit", "lda": "document"}
@@ -413,6 +414,73 @@ def test_a_module_beside_another_one_of_its_name_in_the_store():
     assert own["posterior"]["slope"].std() > 2 * store["posterior"]["slope"].std()
 
 
+def with_param(y):
+    loc = pyro.param("a", torch.tensor(0.5))
+    pyro.sample("level", dist.Normal(loc, 1.0))
+
+
+def test_several_fits_of_functions_need_their_states():
+    """The store has the parameters of the last fit alone."""
+    example, states = two_stores()
+    for guides_given in ([example.guide] * 2, (example.guide, lambda *args: example.guide(*args))):
+        with pytest.raises(
+            zoo.ZooError, match=r"'mu_loc' of several fits .* params=\[state, \.\.\."
+        ):
+            experiments.from_svi(example.model, guides_given, *example.args, num_draws=2)
+    tree = experiments.from_svi(
+        example.model, [example.guide] * 2, *example.args, num_draws=2, params=states
+    )
+    assert tree["posterior"].sizes["chain"] == 2
+    nets = [PAIRS["vae"]() for _ in range(2)]  # networks of one name
+    pyro.clear_param_store()
+    for net in nets:
+        net.guide(*net.args)
+    programs = [net.model for net in nets], [net.guide for net in nets]
+    with pytest.raises(zoo.ZooError, match="weight' of several fits stands once"):
+        experiments.from_svi(*programs, *nets[0].args, num_draws=2)
+
+
+@pytest.mark.parametrize("params", [None, {"params": {}, "constraints": {}}])
+def test_parameters_that_are_not_in_the_store(params):
+    y = torch.zeros(4)
+    pyro.clear_param_store()
+    with pytest.raises(zoo.ZooError, match=r"parameter 'a' is not in Pyro's store: fit first"):
+        experiments.from_svi(good, with_param, y, num_draws=2, params=params)
+    assert not list(pyro.get_param_store().keys())
+    tree = experiments.from_svi(good, with_param, y, num_draws=400, params={})
+    standard_normal(tree["posterior"]["level"] - 0.5)
+    with pytest.raises(zoo.ZooError, match="parameter 'a' is not in Pyro's store"):
+        posterior_predictive(good, with_param, y, num_draws=2)
+
+
+def test_what_modules_hold_needs_no_store():
+    example, _ = fitted("vae", steps=2)
+    before = experiments.from_svi(example.model, example.guide, *example.args, num_draws=2)
+    pyro.clear_param_store()
+    after = experiments.from_svi(example.model, example.guide, *example.args, num_draws=2)
+    xr.testing.assert_equal(before["posterior"].to_dataset(), after["posterior"].to_dataset())
+    example, _ = fitted("hierarchical_regression", steps=2)
+    pyro.clear_param_store()
+    experiments.from_svi(example.model, example.guide, *example.args, num_draws=2)
+
+
+def test_an_unfitted_autoguide_is_refused():
+    y = torch.zeros(4)
+    guide = AutoNormal(good)
+    with pytest.raises(zoo.ZooError, match="AutoNormal, has no parameters yet: fit it first"):
+        experiments.from_svi(good, guide, y, num_draws=2)
+    assert guide.prototype_trace is None
+    experiments.from_svi(good, guide, y, num_draws=2, params={})
+    parts = AutoGuideList(two_latents)
+    parts.append(AutoNormal(poutine.block(two_latents, expose=["level"])))
+    parts.append(lambda y: {"other": pyro.sample("other", dist.Normal(0.0, 1.0))})
+    with pytest.raises(zoo.ZooError, match="AutoGuideList, has no parameters yet"):
+        experiments.from_svi(two_latents, parts, y, num_draws=2)
+    parts(y)
+    tree = experiments.from_svi(two_latents, parts, y, num_draws=2)
+    assert tree["posterior"].sizes["chain"] == 1  # a list of parts is one guide
+
+
 def test_nothing_outside_changes():
     example, _ = fitted("eight_schools", steps=2)
     store = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
@@ -489,7 +557,7 @@ def test_an_event_that_may_be_a_plate_asks_for_its_dimensions():
         experiments.from_svi(model, guide, x, num_draws=2)
     told = experiments.from_svi(model, guide, x, num_draws=2, kwargs={"event_dim": 1})
     assert told["posterior"]["mean"].dims == ("chain", "draw", "data", "mean_dim_0")
-    with pytest.raises(zoo.ZooError, match="'wide' has batch shape .* no plate declares"):
+    with pytest.raises(zoo.ZooError, match=r"'wide' has batch shape .* no plate declares"):
         experiments.from_svi(wide, level_guide, x, num_draws=2)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyro
 import torch
 import xarray as xr
+from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
 with warnings.catch_warnings():
@@ -24,7 +25,7 @@ with warnings.catch_warnings():
         import arviz as az
 
 from experiments.measure.pairs import Pair, draw_pair
-from experiments.measure.whole import store_states
+from experiments.measure.whole import fitted_pairs
 from zoo.errors import require, unknown
 
 SAMPLED = (
@@ -63,6 +64,8 @@ def from_svi(
     Repeated fits are chains: `guide` (and `model`, where it was fitted too) as a list, or `params`
     as a list of `pyro.get_param_store().get_state()`, one a fit.  Without params a module answers
     with its own parameters, a function with those of Pyro's store; the store is left as it was.
+    Functions whose parameters stand in the store need params for several fits.  params={} draws
+    what no module holds at its initial value, as before a fit.
 
     Groups: posterior, with deterministic sites; prior; prior_predictive; posterior_predictive, of
     new data for the same local latents; observed_data; constant_data, the tensors among args that
@@ -80,7 +83,7 @@ def from_svi(
     coords: {plate: labels}; dims: {site: names of its event dimensions}; parallel: many draws in
     one run under an outer plate, fast, for programs that index from the right.
     Raises ZooError for unfit programs and arguments: a guide with a point (delta) for a latent, an
-    observed site in no plate, a model without data, no draws.
+    observed site in no plate, a model without data, no draws, parameters that were never fitted.
     """
     pairs = _chains(model, guide, args, kwargs or {}, params)
     each = [
@@ -136,7 +139,7 @@ def _chains(model, guide, args, kwargs, params):
     listed = {
         name: len(value)
         for name, value in given.items()
-        if isinstance(value, list | tuple | nn.ModuleList)
+        if isinstance(value, list | tuple | nn.ModuleList) and not isinstance(value, AutoGuide)
     }
     counts = " and ".join(f"{count} {name}" for name, count in listed.items())
     require(len(set(listed.values())) <= 1, f"got {counts}: every chain needs one of each")
@@ -146,9 +149,8 @@ def _chains(model, guide, args, kwargs, params):
     guides = list(guide) if "guides" in listed else [guide] * count
     for program in (*models, *guides):
         require(callable(program), f"a Pyro program is called with the data, got {program!r}")
-    programs = list(zip(models, guides, strict=True))
-    states = store_states(programs, params)
-    return [Pair(*p, args, kwargs, s) for p, s in zip(programs, states, strict=True)]
+    pairs = [Pair(*programs, args, kwargs) for programs in zip(models, guides, strict=True)]
+    return fitted_pairs(pairs, params)
 
 
 def _bounds(losses, num_chains):

@@ -18,16 +18,11 @@ from pyro.poutine.messenger import Messenger
 from experiments.measure.enumerated import Factors
 from experiments.measure.label import Label
 from experiments.measure.structure import DRAWS, latents_only, plates_of, structure_of
-from experiments.measure.whole import surroundings
+from experiments.measure.whole import empty_state, surroundings
 from zoo.errors import explained, require
 from zoo.problem import sample_sites
 
 CELLS_AT_ONCE = 60_000  # draws x data in one parallel run, which bounds the memory
-
-
-def empty_state():
-    """The state of a parameter store without parameters."""
-    return {"params": {}, "constraints": {}}
 
 
 @dataclass(frozen=True)
