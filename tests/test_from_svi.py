@@ -620,6 +620,43 @@ def test_loo_is_the_exact_leave_one_out_density():
     assert abs(right.elpd - exact) < 0.1 < abs(wrong - exact)
 
 
+def test_loo_of_masked_data_is_that_of_the_others():
+    """A masked datum has log likelihood 0 in every draw, and takes no part."""
+    y = normal_pair()[2]
+    seen = torch.arange(len(y)) % 3 > 0
+
+    def masked(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
+        with pyro.plate("row", len(y)), poutine.mask(mask=seen):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    def posterior(y):
+        pyro.sample("mean", dist.Normal(y[seen].sum() / (20 + 1 / 4), (20 + 1 / 4) ** -0.5))
+
+    tree = experiments.from_svi(masked, posterior, y, num_draws=1000, parallel=True)
+    found = az.loo(tree, pointwise=True)
+    others = (y[seen].sum() - y[seen]).numpy()
+    sd = np.sqrt(1 + 1 / (19 + 1 / 4))
+    exact = stats.norm.logpdf(y[seen], others / (19 + 1 / 4), sd)
+    np.testing.assert_allclose(found.elpd_i[~seen.numpy()], 0, atol=1e-8)
+    np.testing.assert_allclose(found.elpd, exact.sum(), atol=0.15)
+    assert np.isfinite(found.elpd)
+
+
+def test_one_draw_and_impossible_data():
+    y = torch.tensor([0.5, 3.0])
+
+    def model(y):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", 2):
+            pyro.sample("y", dist.Uniform(0 * level, 1.0, validate_args=False), obs=y)
+
+    for num_draws in (1, 3):
+        tree = experiments.from_svi(model, level_guide, y, num_draws=num_draws)
+        found = tree["log_likelihood"]["y"].values
+        np.testing.assert_allclose(found, np.broadcast_to([0, -np.inf], found.shape), atol=1e-8)
+
+
 # A short fit has no good answer, and ArviZ says so; the data of some pairs are binary or counts.
 @pytest.mark.filterwarnings(
     "ignore:Estimated shape parameter of Pareto",
@@ -693,6 +730,31 @@ def wide(y):
     pyro.deterministic("wide", torch.zeros(3), event_dim=0)
 
 
+def named_step(y):
+    good(y)
+    pyro.deterministic("step", torch.zeros(()))
+
+
+def mask_over_all(y):
+    with poutine.mask(mask=torch.ones(len(y), dtype=torch.bool)):
+        good(y)
+
+
+class NoSampler(dist.Normal):
+    """A likelihood that can be evaluated alone."""
+
+    has_rsample = False
+
+    def sample(self, sample_shape=()):
+        raise NotImplementedError
+
+
+def no_sampler(y):
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", NoSampler(level.expand(len(y)), 1.0), obs=y)
+
+
 def batch_of_more(y):
     level = pyro.sample("level", dist.Normal(0.0, 1.0))
     with pyro.plate("row", 100, subsample_size=len(y)):
@@ -748,6 +810,22 @@ def delta_guide(y):
         (good, level_guide, {"coords": {"raw": [1]}}, "unknown plate in coords 'raw'; known: row"),
         (good, level_guide, {"dims": {"raw": ["a"]}}, "unknown variable in dims 'raw'; known: "),
         (good, level_guide, {"coords": {"row": [1]}}, "coords of 'row' have 1 labels for 4"),
+        (mask_over_all, level_guide, {}, r"'level' has batch shape \(4,\), of which no plate"),
+        (named_step, level_guide, {}, "'step' is a dimension of every tree: rename the site"),
+        (no_sampler, level_guide, {"prior": False}, "data cannot be drawn, .* predictive=False"),
+        (good, level_guide, {"num_draws": 2.0}, "num_draws must be a whole number, got 2.0"),
+        (good, level_guide, {"num_draws": "10"}, "num_draws must be a whole number, got '10'"),
+        (good, level_guide, {"num_draws": None}, "num_draws must be a whole number, got None"),
+        (good, level_guide, {"num_draws": True}, "num_draws must be a whole number, got True"),
+        (good, level_guide, {"seed": None}, "seed must be a whole number, got None"),
+        (good, level_guide, {"losses": 3.0}, "losses are lists of numbers, one a fit"),
+        (good, level_guide, {"losses": ["a"]}, "losses are lists of numbers, one a fit"),
+        (good, level_guide, {"coords": ["a"]}, r"coords must be a dict, got \['a'\]"),
+        (good, level_guide, {"coords": {"row": 3}}, "coords of 'row' must be a list of labels"),
+        (good, level_guide, {"kwargs": [1]}, r"kwargs must be a dict, got \[1\]"),
+        (good, level_guide, {"dims": {"y": "abc"}}, "dims of 'y' must be a list of names, got 'ab"),
+        (good, level_guide, {"dims": 3}, "dims must be a dict, got 3"),
+        (good, level_guide, {"constant_data": 3}, "constant_data must be a dict, got 3"),
     ],
 )
 def test_bad_input_gets_a_sentence(model, guide, options, sentence):
@@ -770,6 +848,12 @@ def test_an_improper_prior_can_be_left_out():
     np.testing.assert_allclose(
         tree["sample_stats"]["total_log_p"], tree["log_likelihood"]["y"].sum("row"), rtol=1e-5
     )
+
+
+def test_data_without_a_sampler_can_be_left_out():
+    options = {"num_draws": 3, "prior": False, "predictive": False}
+    tree = experiments.from_svi(no_sampler, level_guide, torch.zeros(4), **options)
+    assert set(tree.children) == {"posterior", "log_likelihood", "sample_stats", "observed_data"}
 
 
 def test_losses_of_several_fits_may_differ_in_length():

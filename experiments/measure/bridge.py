@@ -6,6 +6,7 @@ Python 3.11 gets ArviZ 0.23, whose preview has the interface of ArviZ 1.x, which
 import inspect
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,9 +25,9 @@ with warnings.catch_warnings():
     except ImportError:
         import arviz as az
 
-from experiments.measure.pairs import Pair, draw_pair
+from experiments.measure.pairs import Pair, draw_pair, require_whole
 from experiments.measure.whole import fitted_pairs
-from zoo.errors import require, unknown
+from zoo.errors import explained, require, unknown
 
 SAMPLED = (
     "posterior",
@@ -36,6 +37,7 @@ SAMPLED = (
     "prior",
     "prior_predictive",
 )
+SAMPLED_DIMS = {"chain", "draw", "step"}
 PREDICTIVE_CELLS = 30_000_000  # values of the predictive groups that a fit's tree has unasked
 
 
@@ -73,7 +75,7 @@ def from_svi(
     sample_stats: log_p = log p(data, latents) and log_q, by datum where each datum has its own
     terms (shared_log_p, shared_log_q: the terms outside its plate); total_log_p and total_log_q
     (chain, draw), for `az.loo_approximate_posterior`; elbo (chain, step), where `losses` are given,
-    (steps,) a fit, as `SVI.step` returns them.
+    (steps,) a fit, as `SVI.step` returns them: nats of all data together.
 
     A discrete latent that the guide leaves to enumeration is drawn by `infer_discrete`.  It is
     summed out of log_p, and out of log_likelihood in the plates that it shares with the data, which
@@ -85,6 +87,8 @@ def from_svi(
     Raises ZooError for unfit programs and arguments: a guide with a point (delta) for a latent, an
     observed site in no plate, a model without data, no draws, parameters that were never fitted.
     """
+    require_whole(num_draws=num_draws, seed=seed)
+    _require_options(losses, kwargs=kwargs, coords=coords, dims=dims, constant_data=constant_data)
     pairs = _chains(model, guide, args, kwargs or {}, params)
     each = [
         draw_pair(pair, num_draws, seed + chain, parallel, prior, predictive)
@@ -98,7 +102,8 @@ def from_svi(
 def to_datatree(fit, num_draws=100, predictive=None):
     """An ArviZ DataTree of a Fit on its training data; groups as `from_svi` makes them.
 
-    Its chains are the seeds, and `elbo` is the bound's estimate a datum at every step.
+    Its chains are the seeds, and `elbo` is the bound's estimate at every step: nats of all
+    training rows together.
     predictive: whether to draw the prior and both predictive groups; None draws them where they
     have at most 30 million values.
     constant_data: the labels where there are any.
@@ -113,7 +118,9 @@ def to_datatree(fit, num_draws=100, predictive=None):
     ]
     labels = {} if data.train_labels is None else {"label": data.train_labels}
     constant = {name: ((plate,), values) for name, values in labels.items()}
-    return _tree(each, {"chain": list(fit.seeds)}, {}, constant, fit.history.numpy())
+    return _tree(
+        each, {"chain": list(fit.seeds)}, {}, constant, fit.history.numpy() * len(data.train)
+    )
 
 
 def write(tree, path):
@@ -131,6 +138,27 @@ def write(tree, path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _require_options(losses, **named):
+    """Refuse options of another kind than from_svi describes."""
+    for name, value in named.items():
+        require(
+            value is None or isinstance(value, Mapping),
+            f"{name} must be a dict, got {value!r}",
+        )
+    for site, names in (named["dims"] or {}).items():
+        good = isinstance(names, list | tuple) and all(isinstance(n, str) for n in names)
+        require(good, f"dims of {site!r} must be a list of names, got {names!r}")
+    for plate, labels in (named["coords"] or {}).items():
+        good = isinstance(labels, Sequence | np.ndarray) or hasattr(labels, "__array__")
+        require(
+            good and not isinstance(labels, str) and np.ndim(labels) == 1,
+            f"coords of {plate!r} must be a list of labels, got {labels!r}",
+        )
+    with explained("losses are lists of numbers, one a fit, as SVI.step returns them"):
+        for row in () if losses is None else losses:
+            np.asarray(row, dtype=float)
 
 
 def _chains(model, guide, args, kwargs, params):
@@ -199,6 +227,8 @@ def _tree(each, coords, dims, constant_data, bounds):
     if bounds is not None:
         groups["sample_stats"]["elbo"] = (("chain", "step"), bounds)
     variables = set().union(*groups.values())
+    for name in sorted(variables & SAMPLED_DIMS):
+        require(False, f"{name!r} is a dimension of every tree: rename the site or argument")
     for name in dims:
         if name not in variables:
             raise unknown("variable in dims", name, variables)
@@ -238,7 +268,7 @@ def _arrays(variables):
 
 def _dim_names(indices, groups):
     """{plate: its dimension}, its own name unless ArviZ or a variable beside it has taken that."""
-    taken = {"chain", "draw", "step"}
+    taken = set(SAMPLED_DIMS)
     for variables in groups.values():
         taken |= set(variables) & {plate for plates, _ in variables.values() for plate in plates}
     return {plate: f"{plate}_plate" if plate in taken else plate for plate in indices}
@@ -282,18 +312,25 @@ def _dataset(variables, num_sampled, coords, event_dims, names):
 def _without_ties(log_likelihood):
     """The same in float64, ties broken by a billionth, far below float32's rounding.
 
-    Draws of a discrete latent give a datum the same likelihood again and again, and the Pareto fit
-    behind `az.loo` refuses a tail of equal values.
+    Draws of a discrete latent give a datum the same likelihood again and again, and a masked datum
+    has 0 in every draw; the Pareto fit behind `az.loo` refuses a tail of equal values.
     """
     random = np.random.default_rng(0)
     return {
-        name: (dims, values * (1 + 1e-9 * random.random(values.shape)) if _tied(values) else values)
+        name: (dims, _jittered(values, random) if _tied(values) else values)
         for name, (dims, values) in log_likelihood.items()
     }
+
+
+def _jittered(values, random):
+    size = np.maximum(1, np.abs(values, where=np.isfinite(values), out=np.ones(values.shape)))
+    return values + 1e-9 * random.random(values.shape) * size
 
 
 def _tied(values):
     """Whether a datum has the same likelihood in most draws."""
     num_draws = values.shape[0] * values.shape[1]
+    if num_draws < 2:
+        return False
     flat = np.sort(values.reshape(num_draws, -1), axis=0)
-    return bool(((np.diff(flat, axis=0) == 0).mean(0) > 0.5).any())
+    return bool(((flat[1:] == flat[:-1]).mean(0) > 0.5).any())

@@ -7,6 +7,7 @@ posterior given the others by `infer_discrete`, and are summed out of the densit
 """
 
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import pyro
 import torch
@@ -73,6 +74,14 @@ class PairDraws:
     indices: dict
 
 
+def require_whole(num_draws, seed):
+    """Refuse a number of draws or a seed that is no whole number."""
+    for name, value in (("num_draws", num_draws), ("seed", seed)):
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        require(whole, f"{name} must be a whole number, got {value!r}")
+    require(num_draws >= 1, f"num_draws must be at least 1, got {num_draws}")
+
+
 def draw_pair(pair, num_draws, seed=0, parallel=False, prior=True, predictive=True):
     """`num_draws` draws of a Pair by a random stream of their own: PairDraws.
 
@@ -81,7 +90,7 @@ def draw_pair(pair, num_draws, seed=0, parallel=False, prior=True, predictive=Tr
     Raises ZooError where model and guide do not suit each other, a latent is a point in the
     guide, an observed site stands in no plate, or a density is not a number.
     """
-    require(num_draws >= 1, f"num_draws must be at least 1, got {num_draws}")
+    require_whole(num_draws=num_draws, seed=seed)
     with surroundings(seed, pair.state, pair.device) as indices:
         found = structure_of(pair)
         at_once = max(1, CELLS_AT_ONCE // found.cells) if parallel else 1
@@ -103,8 +112,8 @@ def _run(pair, found, size, prior, predictive):
         guide_trace = _trace(pair.call(pair.guide, size, found.nesting))
         replayed = poutine.replay(model, trace=latents_only(guide_trace))
         trace, factors = _model_trace(replayed, found, size)
-        free = _Unobserved(found.observed)
-        posterior = latents_only(trace)
+    free, posterior = _Unobserved(found.observed), latents_only(trace)
+    with explained("replicated data cannot be drawn, leave them out with predictive=False"):
         again = _trace(free(poutine.replay(model, trace=posterior))) if predictive else None
     log_p, log_q = _log_probs(trace), _log_probs(guide_trace)
     with explained("the prior cannot be drawn, leave it out with prior=False"):

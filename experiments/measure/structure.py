@@ -127,7 +127,10 @@ def check_plates(sites, observed):
     require(observed, "the model observes no data: give its likelihood site obs=")
     for site in sites:
         name, frames = site["name"], frames_of(site)
-        shape, dims = site["fn"].batch_shape, {frame.dim for frame in frames}
+        # A mask may widen a density beyond the batch shape.
+        density = site["log_prob"].shape if "log_prob" in site else ()
+        shape = torch.broadcast_shapes(site["fn"].batch_shape, density)
+        dims = {frame.dim for frame in frames}
         stray = [n for n in range(-len(shape), 0) if shape[n] > 1 and n not in dims]
         require(
             not stray,
