@@ -58,7 +58,7 @@ def test_numbers_are_the_densities_of_the_draws(fit, tree):
     np.testing.assert_allclose(stats["log_p"].values[1], log_p, rtol=1e-4, atol=1e-3)
     bound = (stats["log_p"] - stats["log_q"]).mean(("draw", "datum")).values
     np.testing.assert_allclose(bound, fit.elbo_per_datum, atol=0.5)
-    np.testing.assert_allclose(stats["elbo"].values, fit.history)
+    np.testing.assert_allclose(stats["elbo"].values, fit.history * 40)  # rows
 
 
 def test_prior_and_predictive_draws(fit, tree):
@@ -148,6 +148,18 @@ def test_registered_problems_whose_rows_share_a_latent(name):
     )
 
 
-def test_no_draws_is_refused(fit):
+def test_the_bound_has_the_same_unit_as_in_the_tree_of_a_pair(fit):
+    """Total nats: here of one fit's own losses, given to from_svi."""
+    losses = [(-fit.history[0] * len(fit.problem.data.train)).tolist()]
+    pair = experiments.from_svi(
+        fit.models[0], fit.guides[0], fit.problem.data.train, num_draws=2, losses=losses, params={}
+    )
+    own = fit.to_datatree(2)["sample_stats"]["elbo"]
+    np.testing.assert_allclose(own.values[:1], pair["sample_stats"]["elbo"], rtol=1e-6)
+    np.testing.assert_allclose(own[:, -20:].mean("step"), fit.elbo, rtol=0.2)
+
+
+@pytest.mark.parametrize("num_draws", [0, 2.0, None])
+def test_no_draws_is_refused(fit, num_draws):
     with pytest.raises(zoo.ZooError, match="num_draws"):
-        fit.to_datatree(0)
+        fit.to_datatree(num_draws, predictive=False)

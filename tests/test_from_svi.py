@@ -10,13 +10,15 @@ import xarray as xr
 from pairs import PAIRS, fitted
 from pyro import poutine
 from pyro.infer import Predictive
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
 import experiments
+import guides
 import zoo
 from experiments.measure import bridge
 from experiments.measure.bridge import az
+from experiments.measure.predictive import posterior_predictive
 
 NUM_DRAWS = 60
 LOCAL_PLATES = {"eight_schools": "school", "vae": "data", "subsampled": "unit", "lda": "document"}
@@ -367,14 +369,12 @@ def test_states_reach_the_networks_of_a_function():
 
 def test_lists_of_guides_are_chains():
     """Two autoguides of one name, each fitted in a cleared store, answer for themselves."""
-    guides = []
+    fits = []
     for seed in (1, 2):
         example, _ = fitted("hierarchical_regression", seed=seed, steps=30)
-        guides.append(example.guide)
-    tree = experiments.from_svi(
-        example.model, guides, *example.args, num_draws=20, predictive=False
-    )
-    for chain, guide in enumerate(guides):
+        fits.append(example.guide)
+    tree = experiments.from_svi(example.model, fits, *example.args, num_draws=20, predictive=False)
+    for chain, guide in enumerate(fits):
         alone = experiments.from_svi(
             example.model,
             guide,
@@ -388,9 +388,9 @@ def test_lists_of_guides_are_chains():
             alone["posterior"].to_dataset().isel(chain=0, drop=True),
             tree["posterior"].to_dataset().isel(chain=chain, drop=True),
         )
-    locs = [guide.locs.slope.item() for guide in guides]
+    locs = [guide.locs.slope.item() for guide in fits]
     assert locs[0] != locs[1]
-    sd = guides[0].scales.slope.item()
+    sd = fits[0].scales.slope.item()
     slope = tree["posterior"]["slope"].mean("draw").values
     np.testing.assert_allclose(slope, locs, atol=5 * sd / np.sqrt(20))
     assert "posterior_predictive" not in tree.children
@@ -414,6 +414,73 @@ def test_a_module_beside_another_one_of_its_name_in_the_store():
     assert own["posterior"]["slope"].std() > 2 * store["posterior"]["slope"].std()
 
 
+def with_param(y):
+    loc = pyro.param("a", torch.tensor(0.5))
+    pyro.sample("level", dist.Normal(loc, 1.0))
+
+
+def test_several_fits_of_functions_need_their_states():
+    """The store has the parameters of the last fit alone."""
+    example, states = two_stores()
+    for guides_given in ([example.guide] * 2, (example.guide, lambda *args: example.guide(*args))):
+        with pytest.raises(
+            zoo.ZooError, match=r"'mu_loc' of several fits .* params=\[state, \.\.\."
+        ):
+            experiments.from_svi(example.model, guides_given, *example.args, num_draws=2)
+    tree = experiments.from_svi(
+        example.model, [example.guide] * 2, *example.args, num_draws=2, params=states
+    )
+    assert tree["posterior"].sizes["chain"] == 2
+    nets = [PAIRS["vae"]() for _ in range(2)]  # networks of one name
+    pyro.clear_param_store()
+    for net in nets:
+        net.guide(*net.args)
+    programs = [net.model for net in nets], [net.guide for net in nets]
+    with pytest.raises(zoo.ZooError, match="weight' of several fits stands once"):
+        experiments.from_svi(*programs, *nets[0].args, num_draws=2)
+
+
+@pytest.mark.parametrize("params", [None, {"params": {}, "constraints": {}}])
+def test_parameters_that_are_not_in_the_store(params):
+    y = torch.zeros(4)
+    pyro.clear_param_store()
+    with pytest.raises(zoo.ZooError, match=r"parameter 'a' is not in Pyro's store: fit first"):
+        experiments.from_svi(good, with_param, y, num_draws=2, params=params)
+    assert not list(pyro.get_param_store().keys())
+    tree = experiments.from_svi(good, with_param, y, num_draws=400, params={})
+    standard_normal(tree["posterior"]["level"] - 0.5)
+    with pytest.raises(zoo.ZooError, match="parameter 'a' is not in Pyro's store"):
+        posterior_predictive(good, with_param, y, num_draws=2)
+
+
+def test_what_modules_hold_needs_no_store():
+    example, _ = fitted("vae", steps=2)
+    before = experiments.from_svi(example.model, example.guide, *example.args, num_draws=2)
+    pyro.clear_param_store()
+    after = experiments.from_svi(example.model, example.guide, *example.args, num_draws=2)
+    xr.testing.assert_equal(before["posterior"].to_dataset(), after["posterior"].to_dataset())
+    example, _ = fitted("hierarchical_regression", steps=2)
+    pyro.clear_param_store()
+    experiments.from_svi(example.model, example.guide, *example.args, num_draws=2)
+
+
+def test_an_unfitted_autoguide_is_refused():
+    y = torch.zeros(4)
+    guide = AutoNormal(good)
+    with pytest.raises(zoo.ZooError, match="AutoNormal, has no parameters yet: fit it first"):
+        experiments.from_svi(good, guide, y, num_draws=2)
+    assert guide.prototype_trace is None
+    experiments.from_svi(good, guide, y, num_draws=2, params={})
+    parts = AutoGuideList(two_latents)
+    parts.append(AutoNormal(poutine.block(two_latents, expose=["level"])))
+    parts.append(lambda y: {"other": pyro.sample("other", dist.Normal(0.0, 1.0))})
+    with pytest.raises(zoo.ZooError, match="AutoGuideList, has no parameters yet"):
+        experiments.from_svi(two_latents, parts, y, num_draws=2)
+    parts(y)
+    tree = experiments.from_svi(two_latents, parts, y, num_draws=2)
+    assert tree["posterior"].sizes["chain"] == 1  # a list of parts is one guide
+
+
 def test_nothing_outside_changes():
     example, _ = fitted("eight_schools", steps=2)
     store = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
@@ -432,6 +499,66 @@ def test_nothing_outside_changes():
     assert (mu[0] != mu[2]).all()
     with pyro.plate("unit", 8, subsample_size=2) as index:  # plates draw minibatches again
         assert len(index) == 2
+
+
+def matrix_of_means(width, num_data=6):
+    """A plain `pyro.deterministic` of a row a datum, and of what is reduced from the plate."""
+    weight = torch.randn(2, width)
+
+    def model(x=None, index=None):
+        with zoo.datum(x, index, "data") as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            mean = pyro.deterministic("mean", z @ weight)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=rows)
+        pyro.deterministic("top", z[..., 0].amax(-1))
+        pyro.deterministic("firsts", z[..., 0])
+
+    return model, torch.randn(num_data, width), weight.numpy()
+
+
+@pytest.mark.parametrize("width", [3, 6])
+@pytest.mark.parametrize("num_draws", [4, 6])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_deterministic_event_stands_right_of_its_plates(width, num_draws, parallel):
+    """Also where it is as wide as the plate, or as there are draws."""
+    model, x, weight = matrix_of_means(width)
+    guide = AutoNormal(model)
+    guide(x)
+    tree = experiments.from_svi(model, guide, x, num_draws=num_draws, parallel=parallel)
+    for group in ("posterior", "prior"):
+        found = tree[group]
+        assert found["mean"].dims == ("chain", "draw", "data", "mean_dim_0")
+        assert found["mean"].shape == (1, num_draws, 6, width)
+        z = found["z"].values
+        np.testing.assert_allclose(found["mean"], z @ weight, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found["firsts"], z[..., 0])
+        np.testing.assert_allclose(found["top"], z[..., 0].max(-1))
+
+
+def test_a_deterministic_event_in_the_tree_of_a_fit():
+    model, x, weight = matrix_of_means(6)
+    problem = zoo.Problem(model, zoo.data.as_dataset(x))
+    fit = experiments.fit(problem, guides.build("amortized", problem), steps=3, seeds=2)
+    found = fit.to_datatree(6)["posterior"]
+    assert found["mean"].dims == ("chain", "draw", "data", "mean_dim_0")
+    np.testing.assert_allclose(found["mean"], found["z"].values @ weight, rtol=1e-4, atol=1e-5)
+
+
+def test_an_event_that_may_be_a_plate_asks_for_its_dimensions():
+    def model(x, **told):
+        with pyro.plate("data", 1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.deterministic("mean", z[..., None], **told)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide, x = AutoNormal(model), torch.zeros(1)
+    guide(x)
+    with pytest.raises(zoo.ZooError, match=r"'mean' of shape \(1, 1\) may .* give it event_dim="):
+        experiments.from_svi(model, guide, x, num_draws=2)
+    told = experiments.from_svi(model, guide, x, num_draws=2, kwargs={"event_dim": 1})
+    assert told["posterior"]["mean"].dims == ("chain", "draw", "data", "mean_dim_0")
+    with pytest.raises(zoo.ZooError, match=r"'wide' has batch shape .* no plate declares"):
+        experiments.from_svi(wide, level_guide, x, num_draws=2)
 
 
 def test_coords_dims_and_names_that_are_taken():
@@ -491,6 +618,43 @@ def test_loo_is_the_exact_leave_one_out_density():
         tree, stats_group["total_log_p"], stats_group["total_log_q"], pointwise=True
     )
     assert abs(right.elpd - exact) < 0.1 < abs(wrong - exact)
+
+
+def test_loo_of_masked_data_is_that_of_the_others():
+    """A masked datum has log likelihood 0 in every draw, and takes no part."""
+    y = normal_pair()[2]
+    seen = torch.arange(len(y)) % 3 > 0
+
+    def masked(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
+        with pyro.plate("row", len(y)), poutine.mask(mask=seen):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    def posterior(y):
+        pyro.sample("mean", dist.Normal(y[seen].sum() / (20 + 1 / 4), (20 + 1 / 4) ** -0.5))
+
+    tree = experiments.from_svi(masked, posterior, y, num_draws=1000, parallel=True)
+    found = az.loo(tree, pointwise=True)
+    others = (y[seen].sum() - y[seen]).numpy()
+    sd = np.sqrt(1 + 1 / (19 + 1 / 4))
+    exact = stats.norm.logpdf(y[seen], others / (19 + 1 / 4), sd)
+    np.testing.assert_allclose(found.elpd_i[~seen.numpy()], 0, atol=1e-8)
+    np.testing.assert_allclose(found.elpd, exact.sum(), atol=0.15)
+    assert np.isfinite(found.elpd)
+
+
+def test_one_draw_and_impossible_data():
+    y = torch.tensor([0.5, 3.0])
+
+    def model(y):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", 2):
+            pyro.sample("y", dist.Uniform(0 * level, 1.0, validate_args=False), obs=y)
+
+    for num_draws in (1, 3):
+        tree = experiments.from_svi(model, level_guide, y, num_draws=num_draws)
+        found = tree["log_likelihood"]["y"].values
+        np.testing.assert_allclose(found, np.broadcast_to([0, -np.inf], found.shape), atol=1e-8)
 
 
 # A short fit has no good answer, and ArviZ says so; the data of some pairs are binary or counts.
@@ -561,6 +725,36 @@ def good(y):
         pyro.sample("y", dist.Normal(level, 1.0), obs=y)
 
 
+def wide(y):
+    good(y)
+    pyro.deterministic("wide", torch.zeros(3), event_dim=0)
+
+
+def named_step(y):
+    good(y)
+    pyro.deterministic("step", torch.zeros(()))
+
+
+def mask_over_all(y):
+    with poutine.mask(mask=torch.ones(len(y), dtype=torch.bool)):
+        good(y)
+
+
+class NoSampler(dist.Normal):
+    """A likelihood that can be evaluated alone."""
+
+    has_rsample = False
+
+    def sample(self, sample_shape=()):
+        raise NotImplementedError
+
+
+def no_sampler(y):
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", NoSampler(level.expand(len(y)), 1.0), obs=y)
+
+
 def batch_of_more(y):
     level = pyro.sample("level", dist.Normal(0.0, 1.0))
     with pyro.plate("row", 100, subsample_size=len(y)):
@@ -616,6 +810,22 @@ def delta_guide(y):
         (good, level_guide, {"coords": {"raw": [1]}}, "unknown plate in coords 'raw'; known: row"),
         (good, level_guide, {"dims": {"raw": ["a"]}}, "unknown variable in dims 'raw'; known: "),
         (good, level_guide, {"coords": {"row": [1]}}, "coords of 'row' have 1 labels for 4"),
+        (mask_over_all, level_guide, {}, r"'level' has batch shape \(4,\), of which no plate"),
+        (named_step, level_guide, {}, "'step' is a dimension of every tree: rename the site"),
+        (no_sampler, level_guide, {"prior": False}, "data cannot be drawn, .* predictive=False"),
+        (good, level_guide, {"num_draws": 2.0}, "num_draws must be a whole number, got 2.0"),
+        (good, level_guide, {"num_draws": "10"}, "num_draws must be a whole number, got '10'"),
+        (good, level_guide, {"num_draws": None}, "num_draws must be a whole number, got None"),
+        (good, level_guide, {"num_draws": True}, "num_draws must be a whole number, got True"),
+        (good, level_guide, {"seed": None}, "seed must be a whole number, got None"),
+        (good, level_guide, {"losses": 3.0}, "losses are lists of numbers, one a fit"),
+        (good, level_guide, {"losses": ["a"]}, "losses are lists of numbers, one a fit"),
+        (good, level_guide, {"coords": ["a"]}, r"coords must be a dict, got \['a'\]"),
+        (good, level_guide, {"coords": {"row": 3}}, "coords of 'row' must be a list of labels"),
+        (good, level_guide, {"kwargs": [1]}, r"kwargs must be a dict, got \[1\]"),
+        (good, level_guide, {"dims": {"y": "abc"}}, "dims of 'y' must be a list of names, got 'ab"),
+        (good, level_guide, {"dims": 3}, "dims must be a dict, got 3"),
+        (good, level_guide, {"constant_data": 3}, "constant_data must be a dict, got 3"),
     ],
 )
 def test_bad_input_gets_a_sentence(model, guide, options, sentence):
@@ -638,6 +848,12 @@ def test_an_improper_prior_can_be_left_out():
     np.testing.assert_allclose(
         tree["sample_stats"]["total_log_p"], tree["log_likelihood"]["y"].sum("row"), rtol=1e-5
     )
+
+
+def test_data_without_a_sampler_can_be_left_out():
+    options = {"num_draws": 3, "prior": False, "predictive": False}
+    tree = experiments.from_svi(no_sampler, level_guide, torch.zeros(4), **options)
+    assert set(tree.children) == {"posterior", "log_likelihood", "sample_stats", "observed_data"}
 
 
 def test_losses_of_several_fits_may_differ_in_length():

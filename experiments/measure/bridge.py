@@ -6,6 +6,7 @@ Python 3.11 gets ArviZ 0.23, whose preview has the interface of ArviZ 1.x, which
 import inspect
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyro
 import torch
 import xarray as xr
+from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
 with warnings.catch_warnings():
@@ -23,9 +25,9 @@ with warnings.catch_warnings():
     except ImportError:
         import arviz as az
 
-from experiments.measure.pairs import Pair, draw_pair
-from experiments.measure.whole import store_states
-from zoo.errors import require, unknown
+from experiments.measure.pairs import Pair, draw_pair, require_whole
+from experiments.measure.whole import fitted_pairs
+from zoo.errors import explained, require, unknown
 
 SAMPLED = (
     "posterior",
@@ -35,6 +37,7 @@ SAMPLED = (
     "prior",
     "prior_predictive",
 )
+SAMPLED_DIMS = {"chain", "draw", "step"}
 PREDICTIVE_CELLS = 30_000_000  # values of the predictive groups that a fit's tree has unasked
 
 
@@ -63,6 +66,8 @@ def from_svi(
     Repeated fits are chains: `guide` (and `model`, where it was fitted too) as a list, or `params`
     as a list of `pyro.get_param_store().get_state()`, one a fit.  Without params a module answers
     with its own parameters, a function with those of Pyro's store; the store is left as it was.
+    Functions whose parameters stand in the store need params for several fits.  params={} draws
+    what no module holds at its initial value, as before a fit.
 
     Groups: posterior, with deterministic sites; prior; prior_predictive; posterior_predictive, of
     new data for the same local latents; observed_data; constant_data, the tensors among args that
@@ -70,7 +75,7 @@ def from_svi(
     sample_stats: log_p = log p(data, latents) and log_q, by datum where each datum has its own
     terms (shared_log_p, shared_log_q: the terms outside its plate); total_log_p and total_log_q
     (chain, draw), for `az.loo_approximate_posterior`; elbo (chain, step), where `losses` are given,
-    (steps,) a fit, as `SVI.step` returns them.
+    (steps,) a fit, as `SVI.step` returns them: nats of all data together.
 
     A discrete latent that the guide leaves to enumeration is drawn by `infer_discrete`.  It is
     summed out of log_p, and out of log_likelihood in the plates that it shares with the data, which
@@ -80,8 +85,10 @@ def from_svi(
     coords: {plate: labels}; dims: {site: names of its event dimensions}; parallel: many draws in
     one run under an outer plate, fast, for programs that index from the right.
     Raises ZooError for unfit programs and arguments: a guide with a point (delta) for a latent, an
-    observed site in no plate, a model without data, no draws.
+    observed site in no plate, a model without data, no draws, parameters that were never fitted.
     """
+    require_whole(num_draws=num_draws, seed=seed)
+    _require_options(losses, kwargs=kwargs, coords=coords, dims=dims, constant_data=constant_data)
     pairs = _chains(model, guide, args, kwargs or {}, params)
     each = [
         draw_pair(pair, num_draws, seed + chain, parallel, prior, predictive)
@@ -95,7 +102,8 @@ def from_svi(
 def to_datatree(fit, num_draws=100, predictive=None):
     """An ArviZ DataTree of a Fit on its training data; groups as `from_svi` makes them.
 
-    Its chains are the seeds, and `elbo` is the bound's estimate a datum at every step.
+    Its chains are the seeds, and `elbo` is the bound's estimate at every step: nats of all
+    training rows together.
     predictive: whether to draw the prior and both predictive groups; None draws them where they
     have at most 30 million values.
     constant_data: the labels where there are any.
@@ -110,7 +118,9 @@ def to_datatree(fit, num_draws=100, predictive=None):
     ]
     labels = {} if data.train_labels is None else {"label": data.train_labels}
     constant = {name: ((plate,), values) for name, values in labels.items()}
-    return _tree(each, {"chain": list(fit.seeds)}, {}, constant, fit.history.numpy())
+    return _tree(
+        each, {"chain": list(fit.seeds)}, {}, constant, fit.history.numpy() * len(data.train)
+    )
 
 
 def write(tree, path):
@@ -130,13 +140,34 @@ def write(tree, path):
         temporary.unlink(missing_ok=True)
 
 
+def _require_options(losses, **named):
+    """Refuse options of another kind than from_svi describes."""
+    for name, value in named.items():
+        require(
+            value is None or isinstance(value, Mapping),
+            f"{name} must be a dict, got {value!r}",
+        )
+    for site, names in (named["dims"] or {}).items():
+        good = isinstance(names, list | tuple) and all(isinstance(n, str) for n in names)
+        require(good, f"dims of {site!r} must be a list of names, got {names!r}")
+    for plate, labels in (named["coords"] or {}).items():
+        good = isinstance(labels, Sequence | np.ndarray) or hasattr(labels, "__array__")
+        require(
+            good and not isinstance(labels, str) and np.ndim(labels) == 1,
+            f"coords of {plate!r} must be a list of labels, got {labels!r}",
+        )
+    with explained("losses are lists of numbers, one a fit, as SVI.step returns them"):
+        for row in () if losses is None else losses:
+            np.asarray(row, dtype=float)
+
+
 def _chains(model, guide, args, kwargs, params):
     """A Pair for every chain."""
     given = {"models": model, "guides": guide, "params": params}
     listed = {
         name: len(value)
         for name, value in given.items()
-        if isinstance(value, list | tuple | nn.ModuleList)
+        if isinstance(value, list | tuple | nn.ModuleList) and not isinstance(value, AutoGuide)
     }
     counts = " and ".join(f"{count} {name}" for name, count in listed.items())
     require(len(set(listed.values())) <= 1, f"got {counts}: every chain needs one of each")
@@ -146,9 +177,8 @@ def _chains(model, guide, args, kwargs, params):
     guides = list(guide) if "guides" in listed else [guide] * count
     for program in (*models, *guides):
         require(callable(program), f"a Pyro program is called with the data, got {program!r}")
-    programs = list(zip(models, guides, strict=True))
-    states = store_states(programs, params)
-    return [Pair(*p, args, kwargs, s) for p, s in zip(programs, states, strict=True)]
+    pairs = [Pair(*programs, args, kwargs) for programs in zip(models, guides, strict=True)]
+    return fitted_pairs(pairs, params)
 
 
 def _bounds(losses, num_chains):
@@ -197,6 +227,8 @@ def _tree(each, coords, dims, constant_data, bounds):
     if bounds is not None:
         groups["sample_stats"]["elbo"] = (("chain", "step"), bounds)
     variables = set().union(*groups.values())
+    for name in sorted(variables & SAMPLED_DIMS):
+        require(False, f"{name!r} is a dimension of every tree: rename the site or argument")
     for name in dims:
         if name not in variables:
             raise unknown("variable in dims", name, variables)
@@ -236,7 +268,7 @@ def _arrays(variables):
 
 def _dim_names(indices, groups):
     """{plate: its dimension}, its own name unless ArviZ or a variable beside it has taken that."""
-    taken = {"chain", "draw", "step"}
+    taken = set(SAMPLED_DIMS)
     for variables in groups.values():
         taken |= set(variables) & {plate for plates, _ in variables.values() for plate in plates}
     return {plate: f"{plate}_plate" if plate in taken else plate for plate in indices}
@@ -280,18 +312,25 @@ def _dataset(variables, num_sampled, coords, event_dims, names):
 def _without_ties(log_likelihood):
     """The same in float64, ties broken by a billionth, far below float32's rounding.
 
-    Draws of a discrete latent give a datum the same likelihood again and again, and the Pareto fit
-    behind `az.loo` refuses a tail of equal values.
+    Draws of a discrete latent give a datum the same likelihood again and again, and a masked datum
+    has 0 in every draw; the Pareto fit behind `az.loo` refuses a tail of equal values.
     """
     random = np.random.default_rng(0)
     return {
-        name: (dims, values * (1 + 1e-9 * random.random(values.shape)) if _tied(values) else values)
+        name: (dims, _jittered(values, random) if _tied(values) else values)
         for name, (dims, values) in log_likelihood.items()
     }
+
+
+def _jittered(values, random):
+    size = np.maximum(1, np.abs(values, where=np.isfinite(values), out=np.ones(values.shape)))
+    return values + 1e-9 * random.random(values.shape) * size
 
 
 def _tied(values):
     """Whether a datum has the same likelihood in most draws."""
     num_draws = values.shape[0] * values.shape[1]
+    if num_draws < 2:
+        return False
     flat = np.sort(values.reshape(num_draws, -1), axis=0)
-    return bool(((np.diff(flat, axis=0) == 0).mean(0) > 0.5).any())
+    return bool(((flat[1:] == flat[:-1]).mean(0) > 0.5).any())

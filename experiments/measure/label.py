@@ -1,6 +1,6 @@
 """Tensors of a trace, laid out as (draws, plates from left to right, event)."""
 
-from experiments.measure.structure import DRAWS, frames_of, is_deterministic
+from experiments.measure.structure import DRAWS, is_deterministic, plates_of
 
 
 class Label:
@@ -8,6 +8,7 @@ class Label:
 
     def __init__(self, size, found):
         self.size, self.frames, self.depth = size, found.frames, found.nesting + 1
+        self.event_dims = found.event_dims
 
     def __call__(self, value, plates, event_dim=0):
         """A value expanded to its plates; the dimension of draws is left of all plates."""
@@ -41,12 +42,15 @@ class Label:
         return {name: self._value(trace.nodes[name]) for name in names}
 
     def _value(self, site):
-        frames, value, event_dim = frames_of(site), site["value"], site["fn"].event_dim
-        # `pyro.deterministic` takes every dimension for an event's unless it is told.
-        fills = all(value.dim() >= -f.dim and value.shape[f.dim] == f.size for f in frames)
-        if is_deterministic(site) and event_dim == value.dim() and fills and frames:
-            event_dim = 0
-        return self(value, {frame.name for frame in frames}, event_dim)
+        value, plates = site["value"], plates_of(site)
+        event_dim = self.event_dims.get(site["name"], site["fn"].event_dim)
+        if is_deterministic(site) and not plates:
+            # What is reduced from a plate has lost its dimension: all that is left are the draws.
+            split = value.dim() - event_dim
+            if value.shape[:split].numel() == self.size:
+                ones = [1] * (self.depth - 1)
+                value = value.reshape(self.size, *ones, *value.shape[split:])
+        return self(value, plates, event_dim)
 
     def _ordered(self, plates):
         frames = [self.frames[name] for name in plates if name != DRAWS]

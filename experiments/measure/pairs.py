@@ -7,6 +7,7 @@ posterior given the others by `infer_discrete`, and are summed out of the densit
 """
 
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import pyro
 import torch
@@ -17,17 +18,12 @@ from pyro.poutine.messenger import Messenger
 
 from experiments.measure.enumerated import Factors
 from experiments.measure.label import Label
-from experiments.measure.structure import DRAWS, frames_of, inspect, latents_only
-from experiments.measure.whole import surroundings
+from experiments.measure.structure import DRAWS, latents_only, plates_of, structure_of
+from experiments.measure.whole import empty_state, surroundings
 from zoo.errors import explained, require
 from zoo.problem import sample_sites
 
 CELLS_AT_ONCE = 60_000  # draws x data in one parallel run, which bounds the memory
-
-
-def empty_state():
-    """The state of a parameter store without parameters."""
-    return {"params": {}, "constraints": {}}
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,14 @@ class PairDraws:
     indices: dict
 
 
+def require_whole(num_draws, seed):
+    """Refuse a number of draws or a seed that is no whole number."""
+    for name, value in (("num_draws", num_draws), ("seed", seed)):
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        require(whole, f"{name} must be a whole number, got {value!r}")
+    require(num_draws >= 1, f"num_draws must be at least 1, got {num_draws}")
+
+
 def draw_pair(pair, num_draws, seed=0, parallel=False, prior=True, predictive=True):
     """`num_draws` draws of a Pair by a random stream of their own: PairDraws.
 
@@ -86,9 +90,9 @@ def draw_pair(pair, num_draws, seed=0, parallel=False, prior=True, predictive=Tr
     Raises ZooError where model and guide do not suit each other, a latent is a point in the
     guide, an observed site stands in no plate, or a density is not a number.
     """
-    require(num_draws >= 1, f"num_draws must be at least 1, got {num_draws}")
+    require_whole(num_draws=num_draws, seed=seed)
     with surroundings(seed, pair.state, pair.device) as indices:
-        found = inspect(pair)
+        found = structure_of(pair)
         at_once = max(1, CELLS_AT_ONCE // found.cells) if parallel else 1
         sizes = [min(at_once, num_draws - done) for done in range(0, num_draws, at_once)]
         parts = [_run(pair, found, size if parallel else None, prior, predictive) for size in sizes]
@@ -108,8 +112,8 @@ def _run(pair, found, size, prior, predictive):
         guide_trace = _trace(pair.call(pair.guide, size, found.nesting))
         replayed = poutine.replay(model, trace=latents_only(guide_trace))
         trace, factors = _model_trace(replayed, found, size)
-        free = _Unobserved(found.observed)
-        posterior = latents_only(trace)
+    free, posterior = _Unobserved(found.observed), latents_only(trace)
+    with explained("replicated data cannot be drawn, leave them out with predictive=False"):
         again = _trace(free(poutine.replay(model, trace=posterior))) if predictive else None
     log_p, log_q = _log_probs(trace), _log_probs(guide_trace)
     with explained("the prior cannot be drawn, leave it out with prior=False"):
@@ -171,11 +175,7 @@ class _Sites:
 def _log_probs(trace):
     """The log density of every site: [(plate names, tensor)]."""
     trace.compute_log_prob()
-    return [(_plates(site), site["log_prob"]) for site in sample_sites(trace)]
-
-
-def _plates(site):
-    return {frame.name for frame in frames_of(site)}
+    return [(plates_of(site), site["log_prob"]) for site in sample_sites(trace)]
 
 
 def _log_likelihood(trace, factors, found, label):
@@ -183,7 +183,7 @@ def _log_likelihood(trace, factors, found, label):
     for name in found.observed:
         site = trace.nodes[name]
         marginal = factors.marginal_likelihood(name) if factors else None
-        unit, terms = marginal or (_plates(site), [(_plates(site), site["log_prob"])])
+        unit, terms = marginal or (plates_of(site), [(plates_of(site), site["log_prob"])])
         pointwise[name] = label.add(terms, unit, like=site["log_prob"])
     return pointwise
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from experiments.measure.pairs import Pair, draw_pair
-from experiments.measure.whole import store_states
+from experiments.measure.whole import fitted_pairs
 from zoo.errors import explained, require, unknown
 
 STATISTICS = {
@@ -103,7 +103,7 @@ def prior_predictive(model, guide, *args, num_draws=1000, seed=0, parallel=False
 
 
 def _pair(model, guide, args, kwargs):
-    return Pair(model, guide, args, kwargs or {}, store_states([(model, guide)], None)[0])
+    return fitted_pairs([Pair(model, guide, args, kwargs or {})], None)[0]
 
 
 def _check(name, statistic, replicated, observed, interval):

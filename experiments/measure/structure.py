@@ -20,6 +20,7 @@ class Structure:
 
     latents: names of the model's latents and deterministic sites; observed: {site: its site};
     enumerated: discrete latents that the guide leaves out; frames: {plate: its frame};
+    event_dims: {deterministic site: how many of its dimensions are an event's};
     unit: the plate in which log p and log q split into independent terms, None without one.
     """
 
@@ -27,6 +28,7 @@ class Structure:
     observed: dict
     enumerated: tuple
     frames: dict
+    event_dims: dict
     unit: str | None
 
     @property
@@ -40,7 +42,7 @@ class Structure:
         return max(prod(f.size for f in frames_of(site)) for site in self.observed.values())
 
 
-def inspect(pair):
+def structure_of(pair):
     """The Structure of a pair, from a run each.
 
     Raises ZooError where model and guide do not suit each other.
@@ -58,13 +60,46 @@ def inspect(pair):
     _check_points(pair, guide)
     everything = [*sites, *sample_sites(guide)]
     frames = {frame.name: frame for site in everything for frame in frames_of(site)}
-    return Structure(latents, observed, enumerated, frames, _unit(observed, model, guide))
+    event_dims = {site["name"]: event_dim_of(site) for site in sites if is_deterministic(site)}
+    unit = _unit(observed, model, guide)
+    return Structure(latents, observed, enumerated, frames, event_dims, unit)
 
 
 def frames_of(site):
     """The vectorized plates of a site, but for the plate of draws, from left to right."""
     frames = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != DRAWS]
     return sorted(frames, key=lambda frame: frame.dim)
+
+
+def plates_of(site):
+    """The names of these plates."""
+    return {frame.name for frame in frames_of(site)}
+
+
+def event_dim_of(site):
+    """How many of a deterministic site's dimensions, from the right, are an event's, in one draw.
+
+    `pyro.deterministic` takes all for an event's unless it is told, so the plates are looked for:
+    they stand left of the event, and no other dimension does.
+    """
+    value, frames, told = site["value"], frames_of(site), site["fn"].event_dim
+    if told < value.dim() or not frames:
+        return told
+    fitting = [e for e in range(value.dim() + 1) if _is_batch(value.shape[: told - e], frames)]
+    require(
+        len(fitting) <= 1,
+        f"deterministic site {site['name']!r} of shape {tuple(value.shape)} may have "
+        f"{' or '.join(map(str, fitting))} event dimensions: give it event_dim=",
+    )
+    return fitting[0] if fitting else told
+
+
+def _is_batch(shape, frames):
+    """Whether a shape is that of these plates, with dimensions of size 1 beside them."""
+    sizes = {frame.dim: frame.size for frame in frames}
+    if len(shape) < max(-dim for dim in sizes):
+        return False
+    return all(shape[dim] == sizes.get(dim, 1) for dim in range(-len(shape), 0))
 
 
 def is_deterministic(site):
@@ -92,10 +127,13 @@ def check_plates(sites, observed):
     require(observed, "the model observes no data: give its likelihood site obs=")
     for site in sites:
         name, frames = site["name"], frames_of(site)
-        shape, dims = site["fn"].batch_shape, {frame.dim for frame in frames}
+        # A mask may widen a density beyond the batch shape.
+        density = site["log_prob"].shape if "log_prob" in site else ()
+        shape = torch.broadcast_shapes(site["fn"].batch_shape, density)
+        dims = {frame.dim for frame in frames}
         stray = [n for n in range(-len(shape), 0) if shape[n] > 1 and n not in dims]
         require(
-            not stray or is_deterministic(site),
+            not stray,
             f"site {name!r} has batch shape {tuple(shape)}, of which no plate declares dimension "
             f"{(stray or [0])[0]}: open a pyro.plate there, or call .to_event",
         )
@@ -144,7 +182,7 @@ def _check_points(pair, guide):
 
 def _unit(observed, model, guide):
     """The outermost plate of all data in which every local latent has a log q of its own."""
-    shared = set.intersection(*({f.name for f in frames_of(s)} for s in observed.values()))
+    shared = set.intersection(*map(plates_of, observed.values()))
     for frame in frames_of(next(iter(observed.values()))):
         if frame.name in shared and _splits(frame.name, model, guide):
             return frame.name
@@ -156,7 +194,7 @@ def _splits(plate, model, guide):
 
     def local(trace):
         sites = [s for s in sample_sites(trace) if not s["is_observed"]]
-        return {s["name"]: s for s in sites if plate in {f.name for f in frames_of(s)}}
+        return {s["name"]: s for s in sites if plate in plates_of(s)}
 
     inside, wanted = local(guide), local(model)
     names = {n for n in inside if not inside[n]["infer"].get("is_auxiliary")}

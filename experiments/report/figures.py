@@ -90,9 +90,7 @@ def gap_bars(records):
         axis.text(end + offset, name, f" {row['total gap'][0]:.3f}", va="center")
     axis.invert_yaxis()
     axis.margins(x=0.12)
-    axis.set(
-        xlabel="gap to the exact log evidence, nats a datum (bar end: ± se over seeds)"
-    )
+    axis.set(xlabel="gap to the exact log evidence, nats a datum (bar end: ± se over seeds)")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
