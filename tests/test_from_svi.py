@@ -783,6 +783,10 @@ def vector_guide(y):
     pyro.sample("level", dist.Normal(torch.zeros(3), 1.0))
 
 
+def unsampled_guide(y):
+    pyro.sample("level", NoSampler(0.0, 1.0))
+
+
 def delta_guide(y):
     pyro.sample("level", dist.Delta(torch.tensor(1.5)))
 
@@ -811,6 +815,7 @@ def delta_guide(y):
         (good, level_guide, {"dims": {"raw": ["a"]}}, "unknown variable in dims 'raw'; known: "),
         (good, level_guide, {"coords": {"row": [1]}}, "coords of 'row' have 1 labels for 4"),
         (mask_over_all, level_guide, {}, r"'level' has batch shape \(4,\), of which no plate"),
+        (good, unsampled_guide, {}, "the guide does not run on these arguments"),
         (named_step, level_guide, {}, "'step' is a dimension of every tree: rename the site"),
         (no_sampler, level_guide, {"prior": False}, "data cannot be drawn, .* predictive=False"),
         (good, level_guide, {"num_draws": 2.0}, "num_draws must be a whole number, got 2.0"),

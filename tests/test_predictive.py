@@ -5,6 +5,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDelta
+from pyro.infer.autoguide.initialization import init_to_value
 from scipy import stats
 
 import zoo
@@ -92,6 +94,73 @@ def test_posterior_draws_have_the_marginal_moments():
     assert abs(found.mean() - exact.mean()) < 4 * exact.std() / np.sqrt(len(found))
     squares = (found - exact.mean()) ** 2
     assert abs(squares.mean() - exact.var()) < 4 * squares.std() / np.sqrt(len(found))
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_point_guide_has_replicated_data(parallel):
+    """At its point: y is Poisson(rate), with mean and variance the MAP rate."""
+    model, _ = poisson_pair(40, torch.tensor(0.0))
+    guide, y = (
+        AutoDelta(model, init_loc_fn=init_to_value(values={"rate": torch.tensor(3.0)})),
+        torch.ones(40),
+    )
+    with pytest.raises(zoo.ZooError, match="has no parameters yet: fit it first"):
+        posterior_predictive(model, guide, y)
+    guide(y)
+    draws = posterior_predictive(model, guide, y, num_draws=250, parallel=parallel)["y"]
+    assert draws.shape == (250, 40)
+    assert abs(draws.mean() - 3) < 4 * np.sqrt(3 / draws.numel())
+    assert abs(draws.var() / 3 - 1) < 4 * np.sqrt((2 + 1 / 3) / draws.numel())
+
+
+@pytest.mark.parametrize("guide", [None, lambda y: None, AutoDelta(poisson_pair(2, 1.0)[0])])
+def test_the_prior_needs_no_guide(guide):
+    model, exact = poisson_pair(2, torch.tensor(6.0))
+    found = prior_predictive(model, guide, torch.zeros(2), num_draws=2000, parallel=True)["y"]
+    expected = prior_predictive(model, exact, torch.zeros(2), num_draws=2000, parallel=True)["y"]
+    assert torch.equal(found, expected)
+    assert abs(found.mean() - 4) < 4 * np.sqrt((12 + 8) / 2 / 2000)
+
+
+def test_predictive_draws_at_a_given_state():
+    def model(y):
+        shift = pyro.param("shift", torch.tensor(0.0))
+        level = pyro.sample("level", dist.Normal(shift, 0.1))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(level, 0.1), obs=y)
+
+    def guide(y):
+        pyro.sample("level", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.1))
+
+    y = torch.zeros(3)
+    pyro.clear_param_store()
+    pyro.param("shift", torch.tensor(50.0))
+    pyro.param("loc", torch.tensor(70.0))
+    state = pyro.get_param_store().get_state()
+    pyro.clear_param_store()
+    for draw, at in ((prior_predictive, 50.0), (posterior_predictive, 70.0)):
+        with pytest.raises(zoo.ZooError, match="is not in Pyro's store"):
+            draw(model, guide, y, num_draws=5)
+        with pytest.raises(zoo.ZooError, match="params are one state of Pyro's store"):
+            draw(model, guide, y, num_draws=5, params=[state, state])
+        assert (draw(model, guide, y, num_draws=5, params=state)["y"] - at).abs().max() < 2
+        assert draw(model, guide, y, num_draws=5, params={})["y"].abs().max() < 2
+
+
+def test_draws_that_are_no_numbers_or_cannot_be_drawn_are_refused():
+    def model(y):
+        level = pyro.sample("level", dist.ImproperUniform(dist.constraints.real, (), ()))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(level, 0.1), obs=y)
+
+    def guide(y):
+        pyro.sample("level", dist.Normal(torch.tensor(float("nan")), 1.0, validate_args=False))
+
+    with pytest.raises(zoo.ZooError, match="replicated data of 'y' have a value that is NaN"):
+        posterior_predictive(model, guide, torch.zeros(3), num_draws=2)
+    with pytest.raises(zoo.ZooError, match="the prior cannot be drawn") as caught:
+        prior_predictive(model, guide, torch.zeros(3), num_draws=2)
+    assert "\n" not in str(caught.value)
 
 
 def test_numbers_of_a_check_by_hand():

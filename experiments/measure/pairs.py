@@ -82,20 +82,22 @@ def require_whole(num_draws, seed):
     require(num_draws >= 1, f"num_draws must be at least 1, got {num_draws}")
 
 
-def draw_pair(pair, num_draws, seed=0, parallel=False, prior=True, predictive=True):
+def draw_pair(pair, num_draws, seed=0, parallel=False, prior=True, predictive=True, densities=True):
     """`num_draws` draws of a Pair by a random stream of their own: PairDraws.
 
     parallel: many draws in one run under an outer plate, for programs that index from the right.
     prior, predictive: whether to draw the prior with its data, and the posterior's data.
+    densities: whether to have log_likelihood and sample_stats; a point in the guide has no log q.
     Raises ZooError where model and guide do not suit each other, a latent is a point in the
     guide, an observed site stands in no plate, or a density is not a number.
     """
     require_whole(num_draws=num_draws, seed=seed)
     with surroundings(seed, pair.state, pair.device) as indices:
-        found = structure_of(pair)
+        found = structure_of(pair, densities)
         at_once = max(1, CELLS_AT_ONCE // found.cells) if parallel else 1
         sizes = [min(at_once, num_draws - done) for done in range(0, num_draws, at_once)]
-        parts = [_run(pair, found, size if parallel else None, prior, predictive) for size in sizes]
+        wanted = (prior, predictive, densities)
+        parts = [_run(pair, found, size if parallel else None, *wanted) for size in sizes]
         first, label = parts[0], Label(1, found)
         data = label.values(_Sites(found.observed), found.observed)
         observed = {name: (plates, value[0].cpu()) for name, (plates, value) in data.items()}
@@ -104,7 +106,7 @@ def draw_pair(pair, num_draws, seed=0, parallel=False, prior=True, predictive=Tr
         return PairDraws(**groups, observed_data=observed, indices=indices)
 
 
-def _run(pair, found, size, prior, predictive):
+def _run(pair, found, size, prior, predictive, densities):
     """Draws of one run: the groups of PairDraws."""
     label = Label(size or 1, found)
     model = pair.call(pair.model, size, found.nesting)
@@ -115,16 +117,26 @@ def _run(pair, found, size, prior, predictive):
     free, posterior = _Unobserved(found.observed), latents_only(trace)
     with explained("replicated data cannot be drawn, leave them out with predictive=False"):
         again = _trace(free(poutine.replay(model, trace=posterior))) if predictive else None
-    log_p, log_q = _log_probs(trace), _log_probs(guide_trace)
     with explained("the prior cannot be drawn, leave it out with prior=False"):
         before = _trace(free(model)) if prior else None
     return {
         "posterior": label.values(trace, found.latents),
-        "log_likelihood": _log_likelihood(trace, factors, found, label),
-        "sample_stats": _densities(factors.marginal() if factors else log_p, log_q, found, label),
+        **_all_densities(trace, factors, guide_trace, found, label, densities),
         "prior": label.values(before, found.latents) if prior else {},
         "prior_predictive": label.values(before, found.observed) if prior else {},
         "posterior_predictive": label.values(again, found.observed) if predictive else {},
+    }
+
+
+def _all_densities(trace, factors, guide_trace, found, label, wanted):
+    """The groups of densities, empty where they are not wanted."""
+    if not wanted:
+        return {"log_likelihood": {}, "sample_stats": {}}
+    log_p, log_q = _log_probs(trace), _log_probs(guide_trace)
+    log_p = factors.marginal() if factors else log_p
+    return {
+        "log_likelihood": _log_likelihood(trace, factors, found, label),
+        "sample_stats": _densities(log_p, log_q, found, label),
     }
 
 

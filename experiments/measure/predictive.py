@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pyro import poutine
 
 from experiments.measure.pairs import Pair, draw_pair
-from experiments.measure.whole import fitted_pairs
+from experiments.measure.whole import fitted_pairs, surroundings
 from zoo.errors import explained, require, unknown
 
 STATISTICS = {
@@ -85,25 +86,50 @@ def table(checks):
     return "\n".join([head, "|---|---:|---:|---:|---:|---:|", *rows])
 
 
-def posterior_predictive(model, guide, *args, num_draws=1000, seed=0, parallel=False, kwargs=None):
-    """Replicated data at the guide's draws: {observed site: (draws, plates, event)}."""
-    pair = _pair(model, guide, args, kwargs)
-    draws = draw_pair(pair, num_draws, seed, parallel, prior=False)
-    return {name: values for name, (_, values) in draws.posterior_predictive.items()}
+def posterior_predictive(
+    model, guide, *args, num_draws=1000, seed=0, parallel=False, params=None, kwargs=None
+):
+    """Replicated data at the guide's draws: {observed site: (draws, plates, event)}.
+
+    The guide may have points, as AutoDelta's are.  params: as `experiments.from_svi` takes them.
+    """
+    pair = _pair(model, guide, args, kwargs, params)
+    draws = draw_pair(pair, num_draws, seed, parallel, prior=False, densities=False)
+    return _numbers(draws.posterior_predictive)
 
 
-def prior_predictive(model, guide, *args, num_draws=1000, seed=0, parallel=False, kwargs=None):
+def prior_predictive(
+    model, guide, *args, num_draws=1000, seed=0, parallel=False, params=None, kwargs=None
+):
     """Data from the prior: {observed site: (draws, plates, event)}.
 
-    guide: any that suits the model; none of its draws are used.
+    guide: takes no part, and may be None.  params: as `experiments.from_svi` takes them.
     """
-    pair = _pair(model, guide, args, kwargs)
-    draws = draw_pair(pair, num_draws, seed, parallel, predictive=False)
-    return {name: values for name, (_, values) in draws.prior_predictive.items()}
+    pair = _pair(model, _prior(model), args, kwargs, params)
+    with surroundings(seed, pair.state, pair.device), explained("the prior cannot be drawn"):
+        pair.call(pair.guide)()
+    draws = draw_pair(pair, num_draws, seed, parallel, predictive=False, densities=False)
+    return _numbers(draws.prior_predictive)
 
 
-def _pair(model, guide, args, kwargs):
-    return fitted_pairs([Pair(model, guide, args, kwargs or {})], None)[0]
+def _pair(model, guide, args, kwargs, params):
+    state = [params] if isinstance(params, dict) else params
+    require(
+        state is None or (isinstance(state, list | tuple) and len(state) == 1),
+        "params are one state of Pyro's store: pyro.get_param_store().get_state()",
+    )
+    return fitted_pairs([Pair(model, guide, args, kwargs or {})], state)[0]
+
+
+def _prior(model):
+    """The prior as a guide, which suits every model."""
+    return poutine.block(model, hide_fn=lambda site: site.get("is_observed", False))
+
+
+def _numbers(group):
+    for name, (_, values) in group.items():
+        require(not values.isnan().any(), f"replicated data of {name!r} have a value that is NaN")
+    return {name: values for name, (_, values) in group.items()}
 
 
 def _check(name, statistic, replicated, observed, interval):

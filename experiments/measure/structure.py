@@ -42,13 +42,15 @@ class Structure:
         return max(prod(f.size for f in frames_of(site)) for site in self.observed.values())
 
 
-def structure_of(pair):
+def structure_of(pair, densities=True):
     """The Structure of a pair, from a run each.
 
+    densities: whether the guide has to have a log q, which a point has not.
     Raises ZooError where model and guide do not suit each other.
     """
     # The model shows first which plates have indices of their own: a guide's plates take them.
-    _trace(pair, pair.model, "the model")
+    # A prior may have no sampler, of which the draws of the guide have no need.
+    _trace(pair, pair.model, "the model", NotImplementedError)
     guide = _trace(pair, pair.guide, "the guide")
     replayed = poutine.replay(pair.model, trace=latents_only(guide))
     model = _trace(pair, replayed, "the model, at a draw of the guide,")
@@ -57,7 +59,8 @@ def structure_of(pair):
     latents = tuple(s["name"] for s in sites if not s["is_observed"] or is_deterministic(s))
     check_plates(sites, observed)
     enumerated = _check_latents(model, guide)
-    _check_points(pair, guide)
+    if densities:
+        _check_points(pair, guide)
     everything = [*sites, *sample_sites(guide)]
     frames = {frame.name: frame for site in everything for frame in frames_of(site)}
     event_dims = {site["name"]: event_dim_of(site) for site in sites if is_deterministic(site)}
@@ -144,9 +147,9 @@ def check_plates(sites, observed):
         )
 
 
-def _trace(pair, program, what):
+def _trace(pair, program, what, *forgiven):
     wrong = explained(f"{what} does not run on these arguments with its plates whole")
-    with wrong, suppress(NotImplementedError):  # a prior that nothing can draw from
+    with wrong, suppress(*forgiven):
         trace = poutine.trace(pair.call(program)).get_trace()
         trace.compute_log_prob()
         return trace
