@@ -92,7 +92,7 @@ def _interval_words(records):
         f"[a, b]: not known exactly; measured on {', '.join(map(str, sorted(counts)))} of these "
         "data, where a is a lower bound on average, by the better of importance weighting and "
         "annealing, and b adds the width that bidirectional Monte Carlo finds on data simulated "
-        "from the fit, and two standard errors of it. "
+        "from the fit, and two standard errors of it; the other columns are over all data. "
     )
 
 
