@@ -89,6 +89,8 @@ def compare(
 def _changed(suite, chosen, settings):
     """The suite with the caller's choices in place of its own."""
     values = suite.model_dump() | {k: v for k, v in chosen.items() if v is not None}
+    if chosen["models"] is not None and chosen["models"] != suite.models:
+        values["title"] = f"Comparison of {', '.join(Path(name).stem for name in values['models'])}"
     for name, value in settings.items():
         mergeable = isinstance(value, dict) and isinstance(values.get(name), dict)
         values[name] = values[name] | value if mergeable else value

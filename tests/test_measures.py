@@ -11,8 +11,9 @@ import torch
 import experiments
 import guides
 import zoo
+from experiments.measure.elbo import log_weights
 from experiments.measure.measures import measure
-from experiments.measure.rows import fit_rows
+from experiments.measure.rows import fit_joint, fit_rows
 from experiments.settings import MeasureConfig
 
 FEW = MeasureConfig(
@@ -132,6 +133,20 @@ def test_measures_of_joint_problems_that_know_their_evidence(model, name):
     assert record["pareto"]["num_data"] == 1
     assert record["pareto"]["median_se"] > 0
     assert record["gaps"]["total_gap_per_datum"] > -0.05
+
+
+def test_a_larger_family_has_no_larger_gap():
+    """The search finds the full-rank normal at least as near to the schools as the diagonal one."""
+    problem = zoo.load("eight_schools")
+    x = problem.data.train
+    bounds = {}
+    for name in ("mean_field", "full_rank"):
+        best = fit_joint(problem, guides.build(name, problem), x)
+        assert best.converged
+        weights = log_weights(problem, best.guide, x, 5000)
+        bounds[name] = weights.mean().item(), (weights.std() / 5000**0.5).item()
+    (small, small_se), (large, large_se) = bounds["mean_field"], bounds["full_rank"]
+    assert large - small > -3 * (small_se**2 + large_se**2) ** 0.5
 
 
 def test_one_row_to_test_on_has_an_interval():

@@ -19,10 +19,9 @@ import torch
 
 from experiments.measure.bands import Uniformity
 from experiments.measure.elbo import Estimate, draw
-from experiments.measure.rows import RULE, Frozen, fit_rows
+from experiments.measure.rows import RULE, Frozen, fit_rows, joint_config
 from experiments.measure.simulation import simulate, training_rows
 from experiments.measure.streams import seeds, stream
-from experiments.svi.estimators import resolve
 from experiments.svi.loop import train
 from experiments.svi.run import Run, reset
 from zoo.errors import explained, require
@@ -177,9 +176,7 @@ def _refit(problem, guide, x, rule, seed):
     if next(guide.parameters(), None) is None:
         return guide
     fresh = deepcopy(guide).requires_grad_(True).train()
-    config = resolve(rule, problem)
-    if config.estimator != "enumeration":
-        config = config.model_copy(update={"num_particles": 8})
+    config = joint_config(rule, problem, x)
     with stream(seed, x.device):
         reset(fresh)
         train(Run(Frozen(problem.model), fresh, x, config, seed), problem)

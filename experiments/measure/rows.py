@@ -89,9 +89,7 @@ def fit_joint(problem, guide, x, restarts=0, rule=RULE):
     the best is kept, which may be the guide's own answer itself.
     """
     x = problem.check_support(x)
-    config = resolve(rule, problem)
-    if config.estimator != "enumeration":
-        config = config.model_copy(update={"num_particles": 8})
+    config = joint_config(rule, problem, x)
     frozen = Frozen(problem.model)
     runs = []
     for seed in range(restarts + 1):
@@ -108,6 +106,14 @@ def fit_joint(problem, guide, x, restarts=0, rule=RULE):
     converged = all(run.flats > rule.flat_drops for run in runs)
     steps = max(run.step for run in runs)
     return RowFit(guides[best], steps, converged, restarts, float(best > 1))
+
+
+def joint_config(rule, problem, x):
+    """The rule with the draws a step that all rows of a joint problem together can pay for."""
+    config = resolve(rule, problem)
+    if config.estimator == "enumeration":
+        return config
+    return config.model_copy(update={"num_particles": min(64, max(8, ROWS_AT_ONCE // len(x)))})
 
 
 def _scatter(guide):

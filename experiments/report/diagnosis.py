@@ -145,8 +145,10 @@ def _gap_lines(fit, records):
     for seed, record in zip(fit.seeds, records, strict=True):
         names = ["elbo", "log_evidence", "total_gap", "approximation_gap", "amortization_gap"]
         lines.append([str(seed), *(_measured(record["gaps"], name) for name in names)])
-    where = "the data it was fitted to" if fit.problem.joint else "held-out data"
-    return f"Nats a datum on {where}; ± is the standard error over data.\n\n{_table(lines)}"
+    where, over = ("held-out data", "data")
+    if fit.problem.joint:
+        where, over = "the data it was fitted to, which share a latent", "draws"
+    return f"Nats a datum on {where}; ± is the standard error over {over}.\n\n{_table(lines)}"
 
 
 def _k_lines(fit, records):
@@ -159,6 +161,7 @@ def _k_lines(fit, records):
     for seed, record in zip(fit.seeds, records, strict=True):
         found = record["pareto"]
         worst = ", ".join(str(one["index"]) for one in found["worst"])
+        worst = "all data together" if fit.problem.joint else worst
         numbers = [f"{float(found['median']):.2f}", f"{float(found['max']):.2f}", worst]
         lines.append([str(seed), f"{100 * found['share']:.1f} %", *numbers])
     words = f"Pareto k of log p − log q.\n\n{_table(lines)}"
