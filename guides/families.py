@@ -28,8 +28,7 @@ class DiagonalNormal:
                 "categorical does where the number of values is finite"
             )
         self.latent = latent
-        self.transform = biject_to(latent.support)
-        self.shape = tuple(self.transform.inverse_shape(torch.Size(latent.event_shape)))
+        self.transform, self.shape = unconstrained(latent)
         self.size = math.prod(self.shape)
         self.num_parameters = 2 * self.size
 
@@ -61,8 +60,7 @@ class FullRank:
                 "constant and amortized do where the number of values is finite"
             )
         self.latent = latent
-        self.transform = biject_to(latent.support)
-        self.shape = tuple(self.transform.inverse_shape(torch.Size(latent.event_shape)))
+        self.transform, self.shape = unconstrained(latent)
         self.size = math.prod(self.shape)
         self.num_parameters = 2 * self.size + self.size * (self.size - 1) // 2
 
@@ -100,8 +98,7 @@ class Delta:
                 "mean_field, constant and amortized do where the number of values is finite"
             )
         self.latent = latent
-        self.transform = biject_to(latent.support)
-        self.shape = tuple(self.transform.inverse_shape(torch.Size(latent.event_shape)))
+        self.transform, self.shape = unconstrained(latent)
         self.num_parameters = math.prod(self.shape)
 
     def initial_row(self):
@@ -136,6 +133,12 @@ class Categorical:
     def __call__(self, rows):
         """The distribution of each row: rows (..., K), batch (...)."""
         return dist.Categorical(logits=rows)
+
+
+def unconstrained(latent):
+    """The map into a latent's support, and the shape of one such latent before it."""
+    transform = biject_to(latent.support)
+    return transform, tuple(transform.inverse_shape(torch.Size(latent.event_shape)))
 
 
 FAMILIES = {

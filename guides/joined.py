@@ -4,10 +4,9 @@ import math
 
 import pyro
 import pyro.distributions as dist
-import torch
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
-from guides.families import choose
+from guides.families import choose, unconstrained
 from zoo.errors import require
 from zoo.problem import Latent
 
@@ -26,7 +25,7 @@ class Joined:
         self.latents, self.slices, size = problem.latents, {}, 0
         for latent in problem.latents:
             choose("full_rank", latent)  # refuses discrete latents
-            count = math.prod(self._unconstrained(latent)) * (self.num_data if latent.local else 1)
+            count = math.prod(unconstrained(latent)[1]) * (self.num_data if latent.local else 1)
             self.slices[latent.name] = slice(size, size + count)
             size += count
         require(
@@ -50,7 +49,7 @@ class Joined:
 
     def _point(self, latent, part, index):
         """A Delta at the latent's value: batch that of the vector, with the data where local."""
-        shape = self._unconstrained(latent)
+        transform, shape = unconstrained(latent)
         if latent.local and not self.latent.local:
             part = part.unflatten(-1, (self.num_data, *shape))
             data = part.dim() - 1 - len(shape)
@@ -58,14 +57,10 @@ class Joined:
             part = part.squeeze(data - 1) if data > 0 else part
         else:
             part = part.unflatten(-1, shape) if shape else part.squeeze(-1)
-        transform, event_dim = biject_to(latent.support), len(latent.event_shape)
+        event_dim = len(latent.event_shape)
         value = transform(part)
         jacobian = _sum_after(value.dim() - event_dim, transform.log_abs_det_jacobian(part, value))
         return dist.Delta(value, -jacobian, event_dim)
-
-    def _unconstrained(self, latent):
-        """Shape of one such latent in unconstrained space."""
-        return tuple(biject_to(latent.support).inverse_shape(torch.Size(latent.event_shape)))
 
 
 def _sum_after(dims, value):
