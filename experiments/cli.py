@@ -265,10 +265,14 @@ class Bar(Progress):
         self._show("compare")
         self.start()
 
-    def step(self, run, step):
-        """A run has come to this step; its measures are the last tenth of its unit."""
-        self.fractions[run.label, run.seed] = 0.9 * step / run.fit.steps
-        self._show(f"{run.label}, seed {run.seed}")
+    def step(self, runs, steps):
+        """Runs have taken so many steps together; measures are the last half of a run's unit."""
+        for run in runs:
+            share = 0.5 * steps / (run.fit.steps * len(runs))
+            self.fractions[run.label, run.seed] = max(
+                share, self.fractions.get((run.label, run.seed), 0)
+            )
+        self._show(runs[0].label)
 
     def end(self, run, record):
         """A run has ended."""

@@ -40,8 +40,8 @@ class Quiet:
     def begin(self, runs, done):
         """Before the first run."""
 
-    def step(self, run, step):
-        """A run has come to this step."""
+    def step(self, runs, steps):
+        """The runs of a model and guide have taken so many steps together."""
 
     def end(self, run, record):
         """A run has ended."""
@@ -138,38 +138,47 @@ def _key(run):
 
 
 def _execute(runs, problems, folder, done, workers, watcher):
-    """Run what is not recorded, and append a record for each."""
-    waiting = [run for run in runs if _key(run) not in done]
+    """Run what is not recorded, and append a record for each.
+
+    All seeds of a model and guide are trained together, so that what a seed ends with does not
+    depend on which of the others were recorded before; those have their checkpoints.
+    """
     path = folder / "records.jsonl"
     watcher.begin(runs, [run for run in runs if _key(run) in done])
+    groups = {}
+    for run in runs:
+        groups.setdefault(run.label, []).append(run)
+    waiting = [group for group in groups.values() if any(_key(run) not in done for run in group)]
 
-    def keep(run, record):
-        records.append(path, record)
-        watcher.end(run, record)
+    def keep(group, found):
+        for run, record in zip(group, found, strict=True):
+            if _key(run) not in done:
+                records.append(path, record)
+                watcher.end(run, record)
 
     if workers > 1 and waiting:
         cores = os.cpu_count() or 1
-        threads = max(1, cores // min(workers, len(runs)))
+        threads = max(1, cores // min(workers, len(groups)))
         function = partial(_by_name, folder=folder)
         pool.Pool(function, workers, threads, watcher.step, keep, partial(_keep_dead, keep)).run(
             waiting
         )
         return
-    for run in waiting:
-        problem = problems[Path(run.model).stem]
-        keep(run, single.run(run, problem, folder, partial(watcher.step, run)))
+    for group in waiting:
+        problem = problems[Path(group[0].model).stem]
+        keep(group, single.run(group, problem, folder, partial(watcher.step, group)))
 
 
-def _keep_dead(keep, run, status):
-    """The record of a run whose process died; `resume` runs it again."""
+def _keep_dead(keep, group, status):
+    """The records of runs whose process died; `resume` runs them again."""
     error = f"its process died with exit status {status}, for want of memory perhaps"
-    keep(run, single.identity(run) | {"status": "died", "error": error})
+    keep(group, [single.identity(run) | {"status": "died", "error": error} for run in group])
 
 
-def _by_name(run, report, folder):
-    """A run in a worker process, which loads the problem itself."""
-    problem = _load(run.model, json.dumps(run.model_options))
-    return single.run(run, problem, folder, report)
+def _by_name(group, report, folder):
+    """The runs of a model and guide in a worker process, which loads the problem itself."""
+    problem = _load(group[0].model, json.dumps(group[0].model_options))
+    return single.run(group, problem, folder, report)
 
 
 @cache

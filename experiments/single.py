@@ -1,4 +1,4 @@
-"""One run of a comparison, from its config to its record."""
+"""The runs of one model and guide in a comparison, from their configs to their records."""
 
 import time
 import traceback
@@ -9,29 +9,51 @@ import guides
 from experiments import records
 from experiments.measure.measures import measure
 from experiments.svi import device as devices
-from experiments.svi.fit import fit_seed
+from experiments.svi.fit import fit_seeds
 
 TRACE_POINTS = 200
 
 
-def run(config, problem, folder, report=None):
-    """Fit and measure; the record says what came of it, a failure included."""
-    started = time.perf_counter()
-    device = torch.device(config.device)
+def run(configs, problem, folder, report=None):
+    """Fit all seeds together and measure each; a record a run, which says so where it failed.
+
+    configs: RunConfigs that differ in nothing but the seed.
+    """
+    config, device = configs[0], torch.device(configs[0].device)
     devices.reset_peak_memory(device)
-    record = identity(config)
     try:
         guide = guides.build(config.guide, problem, **config.guide_options)
-        fitted = fit_seed(
-            problem, guide, config.fit, config.seed, device, folder / config.label, True, report
-        )
-        record |= {"status": "ok", "measures": _measure(problem, fitted, config)}
+        seeds = [each.seed for each in configs]
+        place = folder / config.label
+        runs = fit_seeds(problem, guide, config.fit, seeds, device, place, True, report)
+    except Exception as error:
+        return [identity(each) | failure(error) for each in configs]
+    return [_measured(each, problem, fitted) for each, fitted in zip(configs, runs, strict=True)]
+
+
+def _measured(config, problem, fitted):
+    """The record of a run that was trained, or could not be."""
+    started = time.perf_counter()
+    try:
+        if fitted.error is not None:
+            raise fitted.error
+        record = {"status": "ok", "measures": _measure(problem, fitted, config)}
+        device = torch.device(config.device)
         record |= {"trace": trace(fitted), "cost": cost(fitted, device, started)}
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        record |= {"status": "failed", "error": f"{type(error).__name__}: {reason}"}
-        record["traceback"] = traceback.format_exc()
-    return record
+        record = failure(error)
+    return identity(config) | record
+
+
+def failure(error):
+    """What a record says of a run that failed."""
+    reason = str(error).splitlines()[0] if str(error) else ""
+    lines = traceback.format_exception(error)
+    return {
+        "status": "failed",
+        "error": f"{type(error).__name__}: {reason}",
+        "traceback": "".join(lines),
+    }
 
 
 def identity(config):
@@ -64,12 +86,13 @@ def trace(fitted):
 
 
 def cost(fitted, device, started):
-    """Seconds of training and of everything, steps, and memory."""
+    """Seconds of training, shared by seeds that were trained together, and of the measures."""
     training = fitted.seconds[-1]
     return {
         "seconds": training,
-        "seconds_with_measures": time.perf_counter() - started,
+        "seconds_of_measures": time.perf_counter() - started,
         "steps": fitted.step,
         "steps_per_second": fitted.step / training,
+        **fitted.engine,
         **devices.peak_memory(device),
     }

@@ -4,6 +4,8 @@ A source answers `source(rows, index)` with one row of parameters a datum: rows 
 data of the minibatch and index (b,) their places in the whole set, or None for all of it.
 """
 
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -31,6 +33,7 @@ class Table(nn.Module):
     def __init__(self, num_data, initial_row):
         super().__init__()
         self.initial_row = initial_row
+        self.taken = None
         self.rows = Rows(num_data, len(initial_row()))
         self.reset_parameters()
 
@@ -44,7 +47,21 @@ class Table(nn.Module):
         """Make the gradient sparse."""
         self.rows.sparse = True
 
+    @contextmanager
+    def given(self, taken):
+        """Inside, the table answers with these rows, which the caller looked up: (b, p).
+
+        So a gradient is that of the batch's rows, and no tensor as long as the data is made.
+        """
+        self.taken = taken
+        try:
+            yield
+        finally:
+            self.taken = None
+
     def forward(self, rows, index):
+        if self.taken is not None:
+            return self.taken
         if index is not None:
             return self.rows(index)
         require(

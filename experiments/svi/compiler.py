@@ -5,8 +5,10 @@ import os
 import shutil
 import tempfile
 import warnings
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -86,14 +88,36 @@ def _library(graph, inputs, options):
         with tempfile.TemporaryDirectory(dir=path.parent) as place, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target = str(Path(place) / "step.so")
-            made = torch._inductor.aot_compile(
-                graph,
-                tuple(inputs),
-                options=options
-                | {"aot_inductor.package": False, "aot_inductor.output_path": target},
-            )
+            with _without_input_checks():
+                made = torch._inductor.aot_compile(
+                    graph,
+                    tuple(inputs),
+                    options=options
+                    | {"aot_inductor.package": False, "aot_inductor.output_path": target},
+                )
             os.replace(made, path)
     return path
+
+
+@contextmanager
+def _without_input_checks():
+    """Leave out code that compares every input's layout with the recorded one.
+
+    It runs only where AOTI_RUNTIME_CHECK_INPUTS is set, and takes the compiler longer than all
+    the rest.
+    """
+    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+
+    def empty(self):
+        self.prefix.splice_aot(
+            """
+            static bool _check_aoti_runtime_check_inputs_env() { return false; }
+            static void __check_inputs_outputs(AtenTensorHandle*, AtenTensorHandle*) {}
+            """
+        )
+
+    with mock.patch.object(CppWrapperCpu, "generate_input_output_runtime_checks", empty):
+        yield
 
 
 def _load(path):

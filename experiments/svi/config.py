@@ -25,7 +25,17 @@ class FitConfig(Settings):
     row_learning_rate: float = Field(0.05, gt=0)
     """The same for a table's rows, which are touched once an epoch."""
     decay: float = Field(0.01, gt=0, le=1)
-    """The rate at the last step over the rate at the first; geometric between."""
+    """The rate at the last step over the rate at the first."""
+    schedule: Literal["geometric", "cosine"] = "geometric"
+    """How the rate falls between."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """What a step makes of the gradients."""
+    weight_decay: float = Field(0.01, ge=0)
+    """By how much adamw shrinks the parameters, a table's rows left out: times the rate a step."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest norm of all gradients together, in nats; None leaves them as they are."""
+    engine: Literal["auto", "compiled", "eager"] = "auto"
+    """What runs the steps: see experiments/svi/engine.py."""
     estimator: Literal["auto", "pathwise", "score", "enumeration"] = "auto"
     """How gradients pass a latent: see experiments/svi/estimators.py."""
     num_particles: int | None = Field(None, ge=1)

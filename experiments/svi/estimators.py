@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.distributions.util import is_identically_zero
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.trace_elbo import _compute_log_r
+from pyro.infer.traceenum_elbo import _compute_dice_elbo
 
 from zoo.errors import ZooError, require
 from zoo.problem import sample_sites
@@ -60,33 +61,28 @@ def elbo(config, problem):
 class Finite:
     """Mixin of an ELBO: a loss that is not finite stops before the parameters are touched."""
 
+    def terms(self, model, guide, *args):
+        """(loss, surrogate) as tensors: the gradient is that of the surrogate."""
+        pairs = [
+            self._differentiable_loss_particle(*traces)
+            for traces in self._get_traces(model, guide, args, {})
+        ]
+        loss, surrogate = (sum(each) / self.num_particles for each in zip(*pairs, strict=True))
+        return loss.detach(), surrogate
+
     def loss_and_grads(self, model, guide, *args):
         before = torch.get_rng_state()
-        loss = super().loss_and_grads(model, guide, *args)
-        if not math.isfinite(loss):
+        loss, surrogate = self.terms(model, guide, *args)
+        value = loss.item()
+        if not math.isfinite(value):
             torch.set_rng_state(before)  # on the CPU, the same draws again
-            raise FitError(f"the loss is {loss} {_blame(model, guide, args)}")
-        return loss
+            raise FitError(f"the loss is {value} {blame(model, guide, args)}")
+        surrogate.backward()
+        return value
 
 
 class Pathwise(Finite, Trace_ELBO):
-    """Reparametrized draws."""
-
-
-class Enumeration(Finite, TraceEnum_ELBO):
-    """The exact expectation over discrete latents of the guide."""
-
-    def loss_and_grads(self, model, guide, *args):
-        return super().loss_and_grads(model, config_enumerate(guide, "parallel"), *args)
-
-
-class LeaveOneOut(Finite, Trace_ELBO):
-    """The score function, each particle's baseline the mean of the others.
-
-    The baseline depends on other draws only, so the gradient stays unbiased; the plate of the
-    data is used, so that a datum is weighed by its own terms.
-    Source: Kool, van Hoof & Welling 2019, Buy 4 REINFORCE samples, get a baseline for free!, eq. 8.
-    """
+    """Reparametrized draws; the score function where a continuous draw has no path."""
 
     def _differentiable_loss_particle(self, model_trace, guide_trace):
         log_p = sum(site["log_prob_sum"] for site in sample_sites(model_trace))
@@ -98,17 +94,41 @@ class LeaveOneOut(Finite, Trace_ELBO):
             if not is_identically_zero(entropy):
                 surrogate = surrogate - entropy.sum()
             if not is_identically_zero(score):
-                weight = self._centered(log_r.sum_to(site["cond_indep_stack"]))
+                weight = self._weight(log_r.sum_to(site["cond_indep_stack"]))
                 surrogate = surrogate + (weight * score).sum()
-        return -bound.item(), -surrogate
+        return -bound, -surrogate
 
-    def _centered(self, log_r):
+    def _weight(self, log_r):
+        """What multiplies a score, from log p - log q of what depends on its draw."""
+        return log_r
+
+
+class LeaveOneOut(Pathwise):
+    """The score function, each particle's baseline the mean of the others.
+
+    The baseline depends on other draws only, so the gradient stays unbiased; the plate of the
+    data is used, so that a datum is weighed by its own terms.
+    Source: Kool, van Hoof & Welling 2019, Buy 4 REINFORCE samples, get a baseline for free!, eq. 8.
+    """
+
+    def _weight(self, log_r):
         log_r = log_r.reshape((1,) * (self.max_plate_nesting - log_r.dim()) + log_r.shape)
         others = (log_r.sum(0, keepdim=True) - log_r) / (self.num_particles - 1)
         return log_r - others
 
 
-def _blame(model, guide, args):
+class Enumeration(Finite, TraceEnum_ELBO):
+    """The exact expectation over discrete latents of the guide."""
+
+    def terms(self, model, guide, *args):
+        return super().terms(model, config_enumerate(guide, "parallel"), *args)
+
+    def _differentiable_loss_particle(self, model_trace, guide_trace):
+        loss = -_compute_dice_elbo(model_trace, guide_trace)
+        return loss, loss
+
+
+def blame(model, guide, args):
     """Which parameter or site is not finite, in words; sites from draws made anew."""
     with torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
         guide_trace = poutine.trace(guide).get_trace(*args)

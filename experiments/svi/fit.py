@@ -12,9 +12,9 @@ from experiments.measure import elbo as measure_elbo
 from experiments.svi import checkpoint
 from experiments.svi import device as devices
 from experiments.svi.config import FitConfig, validated
+from experiments.svi.engine import train
 from experiments.svi.estimators import resolve
 from experiments.svi.interrupt import Interrupted, noticing
-from experiments.svi.loop import train
 from experiments.svi.run import Run, as_module, load_modules
 from guides.checks import refuse_traps
 from zoo.errors import require
@@ -100,48 +100,58 @@ def fit(problem, guide, steps=2000, seeds=1, device="auto", out=None, resume=Fal
     device, seeds = devices.resolve(device), seed_list(seeds)
     minibatches = config.takes_minibatches(len(problem.data.train))
     refuse_traps(problem, as_module(guide, problem), minibatches)
-    runs = [fit_seed(problem, guide, config, seed, device, out, resume) for seed in seeds]
+    runs = fit_seeds(problem, guide, config, seeds, device, out, resume)
+    for run in runs:
+        if run.error is not None:
+            raise run.error
     return collect(problem, config, runs)
 
 
-def fit_seed(problem, guide, config, seed, device, out=None, resume=False, report=None):
-    """One finished run, from its checkpoint in `out` where `resume` is set and there is one.
+def fit_seeds(problem, guide, config, seeds, device, out=None, resume=False, report=None):
+    """A run for every seed, each finished or with its `error`.
 
-    report(step) is called after every step.  Raises Interrupted on SIGINT or SIGTERM, after a
-    checkpoint.  torch's random state is left as it was.
+    Runs go on from their checkpoints in `out` where `resume` is set and there are some.
+    report(steps) is called after every few steps with the steps of all seeds that were taken.
+    Raises Interrupted on SIGINT or SIGTERM, after a checkpoint.  torch's random state is left as
+    it was.
     """
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(gpus), noticing() as interrupted:
-        run = Run.start(problem, guide, config, seed, device)
-        path = None if out is None else Path(out) / f"seed-{seed}.safetensors"
-        if path is not None:
-            prepare(path.parent)
-            require(
-                resume or not path.exists(),
-                f"{path} is there: go on with --resume, or name another --out",
-            )
-            if path.exists():
+        if out is not None:
+            prepare(Path(out))
+        runs = [Run.start(problem, guide, config, seed, device) for seed in seeds]
+        paths = {run.seed: Path(out) / f"seed-{run.seed}.safetensors" for run in runs if out}
+        for run in runs:
+            path = paths.get(run.seed)
+            if path is not None and path.exists():
+                require(resume, f"{path} is there: go on with --resume, or name another --out")
                 run.load(path)
-        if not run.finished:
-            train(run, problem, Saver(path, config.checkpoint_seconds, interrupted, report))
-        return run
+        saver = Saver(runs, paths, config.checkpoint_seconds, interrupted, report)
+        train(runs, problem, saver)
+        return runs
 
 
 class Saver:
-    """Called after every step: saves the run when it is time, finished, or to be interrupted."""
+    """Called after every few steps: saves runs when it is time, finished, or to be interrupted."""
 
-    def __init__(self, path, every, interrupted, report):
-        self.path, self.every, self.interrupted, self.report = path, every, interrupted, report
+    def __init__(self, runs, paths, every, interrupted, report):
+        self.runs, self.paths, self.every = runs, paths, every
+        self.interrupted, self.report = interrupted, report
         self.last = time.monotonic()
+        self.saved = {run.seed for run in runs if run.finished}
 
-    def __call__(self, run):
+    def __call__(self, runs):
         stop = self.interrupted()
         due = time.monotonic() - self.last > self.every
-        if self.path is not None and (due or stop or run.finished):
-            run.save(self.path)
+        for run in runs:
+            ended = run.finished and run.seed not in self.saved
+            if run.seed in self.paths and (ended or ((due or stop) and not run.finished)):
+                run.save(self.paths[run.seed])
+                self.saved |= {run.seed} if run.finished else set()
+        if due:
             self.last = time.monotonic()
         if self.report is not None:
-            self.report(run.step)
+            self.report(sum(run.step for run in self.runs))
         if stop:
             raise Interrupted
 

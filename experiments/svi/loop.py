@@ -9,6 +9,7 @@ from pyro.infer import SVI
 
 from experiments.svi.estimators import FitError, elbo
 from experiments.svi.stopping import flat
+from experiments.svi.updates import rate_factor
 
 
 def train(run, problem, after_step=lambda run: None):
@@ -17,21 +18,25 @@ def train(run, problem, after_step=lambda run: None):
     after_step(run) is called after every step; it may save the run, and stop it by raising.
     Raises FitError, which names the site and the step, where the loss is not finite.
     """
-    config = run.config
     model, guide = run.modules["model"], run.modules["guide"]
     with isolated():
-        svi = SVI(model, guide, run.optimizer, elbo(config, problem))
+        svi = SVI(model, guide, run.optimizer, elbo(run.config, problem))
         while not run.finished:
-            run.optimizer.set_factor(rate_factor(config, run))
+            run.optimizer.set_factor(rate_factor(run.config, run.step) * 0.1**run.flats)
             try:
                 loss = svi.step(run.data, run.batches.at(run.step))
             except FitError as error:
                 raise FitError(f"step {run.step}: {error}") from error
             run.tick(loss)
-            if _window_is_flat(run):
-                run.flats += 1
-            run.finished = run.step >= config.steps or run.flats > config.flat_drops
+            see_whether_finished(run)
             after_step(run)
+
+
+def see_whether_finished(run):
+    """Mark a run whose budget is spent, or whose loss has been flat often enough."""
+    if _window_is_flat(run):
+        run.flats += 1
+    run.finished = run.step >= run.config.steps or run.flats > run.config.flat_drops
 
 
 @contextmanager
@@ -41,11 +46,6 @@ def isolated():
         # A loss that is not finite is an error here, not a warning.
         warnings.filterwarnings("ignore", message="Encountered NaN")
         yield
-
-
-def rate_factor(config, run):
-    """What the first step's rate is multiplied by: geometric decay, a tenth per flat window."""
-    return config.decay ** (run.step / config.steps) * 0.1**run.flats
 
 
 def _window_is_flat(run):

@@ -1,6 +1,5 @@
 """`Run`: one seed's model, guide, optimizer and everything else that a step changes."""
 
-import math
 import time
 from copy import deepcopy
 
@@ -10,24 +9,28 @@ from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
 from experiments.svi import checkpoint
-from experiments.svi.optimizer import JointAdam
+from experiments.svi.optimizer import JointOptimizer
 from guides.sources import Table
 from zoo.errors import explained, require
 from zoo.program import Program
 
 
 class Batches:
-    """Rows of each minibatch: a fresh shuffle every epoch, the last batch as short as it is."""
+    """Rows of each minibatch: a fresh shuffle every epoch, of which the tail is left out.
+
+    So every batch has the same size; which rows the tail holds is drawn anew every epoch.
+    """
 
     def __init__(self, num_data, batch_size, device):
         self.num_data = num_data
         self.size = min(batch_size or num_data, num_data)
         self.order = torch.arange(num_data, device=device)
-        self.steps_per_epoch = math.ceil(num_data / self.size)
+        self.steps_per_epoch = num_data // self.size
+        self.minibatches = self.size < num_data
 
     def at(self, step):
         """Row indices of that step, None where every step takes all rows."""
-        if self.steps_per_epoch == 1:
+        if not self.minibatches:
             return None
         position = step % self.steps_per_epoch
         if position == 0:
@@ -42,9 +45,11 @@ class Run:
         self.config, self.seed, self.data = config, seed, data
         self.modules = nn.ModuleDict({"model": model, "guide": guide})
         self.batches = Batches(len(data), config.batch_size, data.device)
-        self.optimizer = JointAdam(self.modules, config.learning_rate, config.row_learning_rate)
+        self.optimizer = JointOptimizer(self.modules, config)
         self.losses, self.seconds, self.flats, self.finished = [], [], 0, False
         self.problem = None
+        self.error, self.engine, self.epoch = None, {}, None
+        self.optimizer_tensors = self.optimizer.tensors
         self._started = time.perf_counter()
 
     @classmethod
@@ -58,30 +63,63 @@ class Run:
                 module.sparse()
         run = cls(*modules.to(device), problem.data.train.to(device), config, seed)
         run.problem = problem.identity
+        run.keep_random()
         return run
+
+    def keep_random(self):
+        """Note torch's random state, for `resume_random` to go on from."""
+        self.random = {"random": torch.get_rng_state()}
+        if self.data.is_cuda:
+            self.random["random_cuda"] = torch.cuda.get_rng_state(self.data.device)
+
+    def resume_random(self):
+        """Put torch's random state where this run left it."""
+        torch.set_rng_state(self.random["random"])
+        if "random_cuda" in self.random and self.data.is_cuda:
+            torch.cuda.set_rng_state(self.random["random_cuda"], self.data.device)
 
     @property
     def step(self):
         """Number of steps taken."""
         return len(self.losses)
 
+    @property
+    def alive(self):
+        """Whether there are steps to take."""
+        return not self.finished and self.error is None
+
     def tick(self, loss):
         """Note the loss of a step, and when it was."""
         self.losses.append(loss / len(self.data))
         self.seconds.append(time.perf_counter() - self._started)
 
+    def extend(self, losses, seconds):
+        """Note the losses (k,) of several steps, in nats a datum, that took `seconds` together."""
+        last = self.seconds[-1] if self.seconds else 0.0
+        count = len(losses)
+        self.losses += losses.tolist()
+        self.seconds += [last + seconds * (i + 1) / count for i in range(count)]
+
+    @property
+    def index(self):
+        """Rows of the minibatch of the step to come, None where a step takes all."""
+        position = self.step % self.batches.steps_per_epoch * self.batches.size
+        return (
+            self.batches.order[position : position + self.batches.size]
+            if self.batches.minibatches
+            else None
+        )
+
     def save(self, path):
         """Write a checkpoint to `path`."""
         tensors = {f"module.{k}": v for k, v in self.modules.state_dict().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.tensors().items()}
-        tensors |= {
+        tensors |= {f"optimizer.{k}": v for k, v in self.optimizer_tensors().items()}
+        self.keep_random()
+        tensors |= self.random | {
             "order": self.batches.order,
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
-            "random": torch.get_rng_state(),
         }
-        if self.data.is_cuda:
-            tensors["random_cuda"] = torch.cuda.get_rng_state(self.data.device)
         checkpoint.write(path, tensors, self._facts() | {"step": self.step})
 
     def load(self, path):
@@ -102,9 +140,9 @@ class Run:
         self.losses, self.seconds = tensors["losses"].tolist(), tensors["seconds"].tolist()
         self.flats, self.finished = facts["flats"], facts["finished"]
         self._started = time.perf_counter() - (self.seconds[-1] if self.seconds else 0)
-        torch.set_rng_state(tensors["random"])
-        if "random_cuda" in tensors and self.data.is_cuda:
-            torch.cuda.set_rng_state(tensors["random_cuda"], device)
+        self.random = checkpoint.part(tensors, "random")
+        self.random = {f"random{name}": state for name, state in self.random.items()}
+        self.resume_random()
 
     def _facts(self):
         config = self.config.model_dump(exclude={"checkpoint_seconds"})

@@ -1,0 +1,132 @@
+"""Which engine runs the steps, and the loop around the fused step.
+
+compiled  one fused step for all seeds, recorded and compiled: experiments/svi/fused.py
+eager     `pyro.infer.SVI` at every step, a seed after the other: experiments/svi/loop.py
+auto      compiled where it pays: from MIN_STEPS steps on, those of all seeds counted together
+"""
+
+import time
+import warnings
+
+import torch
+
+from experiments.svi import loop
+from experiments.svi.compiler import CannotCompile
+from experiments.svi.estimators import FitError, blame
+from experiments.svi.fused import KEPT, Fused
+from experiments.svi.record import CannotRecord
+
+MIN_STEPS = 5000
+"""A compilation takes as long as some 5,000 eager steps of a small model."""
+CHUNK_SECONDS = 0.1
+"""How long the loop leaves the compiled step alone."""
+
+
+def choose(config, runs):
+    """The engine that these runs take, "compiled" or "eager"."""
+    if config.engine != "auto":
+        return config.engine
+    return "compiled" if config.steps * len(runs) >= MIN_STEPS else "eager"
+
+
+def train(runs, problem, after_steps=lambda runs: None):
+    """Train runs of one problem and config until each is finished, or has an `error`.
+
+    after_steps(runs) is called after every step or few; it may save them, or stop all by raising.
+    What cannot be recorded or compiled is trained eagerly, after a warning that says why.
+    """
+    engine = choose(runs[0].config, runs)
+    if engine == "compiled" and any(run.alive for run in runs):
+        try:
+            for group, fused in _prepared(runs, problem):
+                _train_compiled(group, fused, after_steps)
+        except (CannotRecord, CannotCompile) as error:
+            warnings.warn(f"the steps run eagerly, not compiled: {error}", stacklevel=2)
+            engine = "eager"
+    if engine == "eager":
+        for run in runs:
+            if run.alive:
+                _train_eagerly(run, problem, after_steps)
+
+
+def _train_eagerly(run, problem, after_steps):
+    run.engine = {"engine": "eager", "seeds_together": 1, "compile_seconds": 0.0}
+    run.resume_random()
+    try:
+        loop.train(run, problem, lambda run: after_steps([run]))
+    except FitError as error:
+        run.error = error
+
+
+def _prepared(runs, problem):
+    """(runs, their compiled step): all of them as one, else one by one.
+
+    Raises CannotRecord or CannotCompile where no run has taken a step yet.
+    """
+    if len(runs) > 1:
+        try:
+            yield runs, _compiled(runs, problem)
+            return
+        except CannotRecord as error:
+            reason = str(error)
+        first = _compiled(runs[:1], problem)
+        warnings.warn(f"the seeds are trained one by one, not together: {reason}", stacklevel=4)
+        yield runs[:1], first
+        runs = runs[1:]
+    for run in runs:
+        if run.alive:
+            yield [run], _compiled([run], problem)
+
+
+def _compiled(runs, problem):
+    fused = Fused(runs, problem)
+    fused.compile()
+    for run in runs:
+        run.engine = {
+            "engine": "compiled",
+            "seeds_together": len(runs),
+            "compile_seconds": fused.compile_seconds,
+        }
+    return fused
+
+
+def _train_compiled(runs, fused, after_steps):
+    """Steps in chunks that end where the host has something to do."""
+    chunk = 1
+    while any(run.alive for run in runs):
+        fused.shuffle()
+        count = min(chunk, KEPT, *(_steps_alone(run) for run in runs if run.alive))
+        started = time.perf_counter()
+        for _ in range(count):
+            fused.run()
+        losses, steps = fused.losses(), fused.tensors["step"].tolist()
+        seconds = (time.perf_counter() - started) / len(runs)
+        for run, kept, step in zip(runs, losses, steps, strict=True):
+            if run.alive:
+                _note(run, kept, step, count, seconds)
+        fused.tell()
+        after_steps(runs)
+        chunk = max(1, min(2 * chunk, int(chunk * CHUNK_SECONDS / (seconds * len(runs)))))
+
+
+def _steps_alone(run):
+    """How many steps a run may take before its batches, its budget or its rule want the host."""
+    epoch = run.batches.steps_per_epoch if run.batches.minibatches else run.config.steps
+    window = run.config.flat_window * run.batches.steps_per_epoch
+    rounds = [epoch, window] if window else [epoch]
+    return min(run.config.steps - run.step, *(n - run.step % n for n in rounds))
+
+
+def _note(run, kept, step, count, seconds):
+    """Take a chunk's losses over into a run, and see whether it ends; kept: (KEPT,)."""
+    taken = step - run.step
+    places = torch.arange(run.step, step) % KEPT
+    run.extend(kept[places], seconds * taken / count)
+    if taken < count:
+        value = kept[step % KEPT].item() * len(run.data)
+        model, guide = run.modules["model"], run.modules["guide"]
+        with loop.isolated():
+            where = blame(model, guide, (run.data, run.index))
+        run.error = FitError(f"step {step}: the loss is {value} {where}")
+    else:
+        loop.see_whether_finished(run)
