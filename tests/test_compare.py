@@ -115,7 +115,7 @@ def test_interruption_and_resumption_end_with_the_same_records(finished, tmp_pat
     class Impatient(experiments.compare.__globals__["Quiet"]):
         steps = 0
 
-        def step(self, run, step):
+        def step(self, runs, steps):
             self.steps += 1
             if self.steps == 31:
                 raise Interrupted

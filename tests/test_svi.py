@@ -17,7 +17,7 @@ import zoo
 from experiments.svi import checkpoint
 from experiments.svi.config import FitConfig
 from experiments.svi.estimators import FitError, elbo, resolve
-from experiments.svi.fit import fit_seed
+from experiments.svi.fit import fit_seeds
 from experiments.svi.interrupt import Interrupted, noticing
 from experiments.svi.loop import isolated
 from experiments.svi.stopping import critical_value, cusum, flat
@@ -193,17 +193,17 @@ def test_resumed_run_ends_with_identical_bits(name, guide_name, tmp_path):
     problem = few_rows(name, 1000 if guide_name != "full_rank" else 100)
     guide = guides.build(guide_name, problem)
     config = resolve(FitConfig(steps=23, batch_size=400, checkpoint_seconds=1e-9), problem)
-    whole = fit_seed(problem, guide, config, 0, CPU)
+    [whole] = fit_seeds(problem, guide, config, [0], CPU)
 
     def interrupt(step):
         if step == 10:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        fit_seed(problem, guide, config, 0, CPU, tmp_path, report=interrupt)
+        fit_seeds(problem, guide, config, [0], CPU, tmp_path, report=interrupt)
     assert checkpoint.read(tmp_path / "seed-0.safetensors")[1]["step"] == 10
     torch.rand(3)
-    resumed = fit_seed(problem, guide, config, 0, CPU, tmp_path, resume=True)
+    [resumed] = fit_seeds(problem, guide, config, [0], CPU, tmp_path, resume=True)
     assert resumed.losses == whole.losses
     for key, value in whole.modules.state_dict().items():
         assert torch.equal(value, resumed.modules.state_dict()[key]), key
