@@ -251,10 +251,7 @@ def bench(
 ):
     """Time a step of SVI beside PyTorch by hand, Pyro and NumPyro; tables and figures."""
     from experiments.benchmarks.bench import bench as run
-    from experiments.benchmarks.contenders import NO_JAX, has_numpyro
 
-    if not has_numpyro():
-        console.print(f"{NO_JAX}; the NumPyro rows are left out")
     found = run(out, quick, check, device, case, console.print)
     print(found.page)
     console.print(f"tables, every figure and pictures: {out}")

@@ -28,15 +28,15 @@ QUICK_COUNTS = (1000, 100_000)
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is spent: rounds, seconds that fill a block of steps, seconds to start groups in."""
+    """How much is spent: rounds, seconds that fill a block of steps, seconds of all groups."""
 
     rounds: int
     seconds: float
-    start_within: float
+    total: float | None
 
 
-FULL = Effort(15, 0.1, float("inf"))
-QUICK = Effort(5, 0.02, 85.0)
+FULL = Effort(15, 0.1, None)
+QUICK = Effort(5, 0.02, 105.0)
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def bench(out="runs/bench", quick=False, check=False, device="auto", names=(), s
     groups = plan(quick, device, names)
     require(not folder.exists() or folder.is_dir(), f"--out {folder} is a file; name a folder")
     prepare_folder(folder)
+    if not contenders.has_numpyro():
+        say(f"{contenders.NO_JAX}; the NumPyro rows are left out")
     result = {
         "quick": quick,
         "rounds": (QUICK if quick else FULL).rounds,
@@ -88,9 +90,7 @@ def bench(out="runs/bench", quick=False, check=False, device="auto", names=(), s
 def plan(quick, device, names=()):
     """{name: entries} of every group, in the order in which they run."""
     chosen = cases.choose(names) if names else cases.quick_cases() if quick else cases.base_cases()
-    found = {
-        case.name: contenders.of_case(replace(case, device=device), quick) for case in chosen
-    }
+    found = {case.name: contenders.of_case(replace(case, device=device), quick) for case in chosen}
     if not names:
         counts = QUICK_COUNTS if quick else cases.COUNTS
         tables = [replace(case, device=device) for case in cases.table_cases(counts)]
@@ -102,19 +102,24 @@ def time_groups(groups, result, environment, scratch, say):
     """Run every group in a process of its own, and add what it found to the result."""
     effort, started = QUICK if result["quick"] else FULL, time.monotonic()
     for number, (name, entries) in enumerate(groups.items(), 1):
-        if time.monotonic() - started > effort.start_within:
-            result["skipped"].append(f"{name}: --quick starts no case after its first minutes")
-            continue
         say(f"{number}/{len(groups)} {name}")
-        group = time_group(entries, effort, environment, scratch)
+        left = None if effort.total is None else effort.total - (time.monotonic() - started)
+        try:
+            group = time_group(entries, effort, environment, scratch, left)
+        except subprocess.TimeoutExpired:
+            result["skipped"].append(f"{name}: --quick has no more time")
+            continue
         if name == "tables":
             result["tables"] = group
         else:
             result["base"].append(group)
 
 
-def time_group(entries, effort, environment, scratch):
-    """What a worker found: rows, operations_per_second, limit_milliseconds, core."""
+def time_group(entries, effort, environment, scratch, left=None):
+    """What a worker found: rows, operations_per_second, limit_milliseconds, core.
+
+    left: seconds until subprocess.TimeoutExpired.  Raises ZooError where the worker dies.
+    """
     spec, out = scratch / "spec.json", scratch / "out.json"
     out.unlink(missing_ok=True)
     described = [{"case": asdict(e.case), "contender": e.contender} for e in entries]
@@ -122,7 +127,8 @@ def time_group(entries, effort, environment, scratch):
         json.dumps({"entries": described, "rounds": effort.rounds, "seconds": effort.seconds})
     )
     command = [sys.executable, "-m", worker.__name__, str(spec), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    left = None if left is None else max(left, 0)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=left)
     require(done.returncode == 0 and out.exists(), _why(done, entries))
     group = json.loads(out.read_text())
     group["rows"] = [Row(**row) for row in group["rows"]]

@@ -1,6 +1,7 @@
 """The machine's limit: a step's products of matrices at the rate of a large product."""
 
 import time
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -49,8 +50,7 @@ def layers(case):
 
 def _chain(widths, first):
     """The layers of a perceptron, whose first takes `first` products, the others three."""
-    pairs = zip(widths[:-1], widths[1:], strict=True)
-    return [(i, o, first if n == 0 else 3) for n, (i, o) in enumerate(pairs)]
+    return [(i, o, first if n == 0 else 3) for n, (i, o) in enumerate(pairwise(widths))]
 
 
 def _wait(device):
