@@ -24,7 +24,9 @@ SMALL = [
 ]
 SMALL += [replace(case, model="gaussian_lvm") for case in SMALL]
 SMALL += [replace(case, model="vae", hidden=(5, 4)) for case in SMALL[2:]]
-NAMES = [name for name in contenders.CONTENDERS if name not in contenders.SLOW_TO_COMPILE]
+COMPILED = ("handwritten_compiled", "compiled", "fused")
+UNWIRED = ("compiled", "fused")
+NAMES = [name for name in contenders.CONTENDERS if name not in COMPILED]
 STEPS = 80
 
 
@@ -47,7 +49,7 @@ def present(case, names):
         try:
             found[name] = contenders.prepare(Entry(case, name))
         except Absent:
-            assert name in ("handwritten_rows", "handwritten_graph", "numpyro_rows", "fused")
+            assert name in ("handwritten_rows", "handwritten_graph", "numpyro_rows")
     return found
 
 
@@ -143,10 +145,19 @@ def test_steps_go_on_where_the_last_ended():
 
 
 @pytest.mark.slow
-def test_under_torch_compile_the_loss_is_the_same():
-    case = off_start(Case("bernoulli_mixture", "amortized", 60, (), 60, 7, learning_rate=0.03))
-    plain, compiled = handwritten.prepare(case), handwritten.prepare(case, compiled=True)
-    assert compiled(5) == pytest.approx(plain(5), rel=1e-5)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("guide", cases.GUIDES)
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_contenders_take_the_same_steps_or_say_why_not(name, guide):
+    case = off_start(Case("bernoulli_mixture", guide, 60, (), 60, 7, learning_rate=0.03))
+    if name in UNWIRED:
+        with pytest.raises(Absent, match="not wired here yet"):
+            contenders.prepare(Entry(case, name))
+        return
+    steps = contenders.prepare(Entry(case, name))
+    by_hand = handwritten.prepare(case)
+    expected = [by_hand(1) for _ in range(20)]
+    assert [steps(1) for _ in range(20)] == pytest.approx(expected, rel=2e-5)
 
 
 @pytest.mark.gpu
@@ -384,14 +395,29 @@ def test_without_numpyro_its_rows_are_left_out(monkeypatch, tmp_path):
     assert "the NumPyro rows: numpyro or jax is not installed" in found.page
 
 
-def test_a_group_out_of_time_is_listed(monkeypatch, tmp_path):
-    def slow(entries, *_):
-        raise subprocess.TimeoutExpired("worker", 1)
+def test_a_group_that_dies_or_is_out_of_time_is_listed(monkeypatch, tmp_path):
+    def time_group(entries, *_):
+        if entries[0].case.num_data == 1000:
+            raise subprocess.TimeoutExpired("worker", 1)
+        if entries[0].case.guide == "mean_field":
+            raise zoo.ZooError("its process died")
+        return group(entries[0].case, fused=0.4, handwritten=0.5)
 
-    monkeypatch.setattr(bench, "time_group", slow)
+    monkeypatch.setattr(bench, "time_group", time_group)
     found = bench.bench(tmp_path, quick=True, device="cpu", say=lambda words: None)
-    assert found.page.count("--quick has no more time") == len(bench.plan(True, "cpu"))
-    assert not found.ok
+    assert "- tables: --quick has no more time" in found.page
+    assert found.page.count("its process died") == 2
+    assert len(found.result["base"]) == 2
+
+
+def test_nothing_timed_is_an_error(monkeypatch, tmp_path):
+    def time_group(entries, *_):
+        raise zoo.ZooError("its process died")
+
+    monkeypatch.setattr(bench, "time_group", time_group)
+    with pytest.raises(zoo.ZooError, match=r"nothing could be timed; .* died"):
+        bench.bench(tmp_path, quick=True, device="cpu", say=lambda words: None)
+    assert not (tmp_path / "bench.md").exists()
 
 
 def refused(arguments, capsys):

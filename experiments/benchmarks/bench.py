@@ -20,7 +20,7 @@ from experiments.benchmarks.timing import Row
 from experiments.svi import checkpoint
 from experiments.svi import device as devices
 from experiments.svi.fit import prepare as prepare_folder
-from zoo.errors import require
+from zoo.errors import ZooError, require
 
 PACKAGES = ("numpyro", "jax", "jaxlib")
 QUICK_COUNTS = (1000, 100_000)
@@ -82,7 +82,7 @@ def bench(out="runs/bench", quick=False, check=False, device="auto", names=(), s
         time_groups(groups, result, worker.environment(device, cache), Path(scratch), say)
         if check and not quick and not names and device == "cpu":
             say("zoo compare")
-            seconds = time_compare(Path(scratch))
+            seconds = time_compare(Path(scratch), result["skipped"])
     result["checks"] = bounds.checks(result["base"], result["tables"], seconds, device)
     return write(folder, result)
 
@@ -99,7 +99,11 @@ def plan(quick, device, names=()):
 
 
 def time_groups(groups, result, environment, scratch, say):
-    """Run every group in a process of its own, and add what it found to the result."""
+    """Run every group in a process of its own, and add what it found to the result.
+
+    A group whose process dies or has no more time is listed, and the others go on.
+    Raises ZooError where that leaves none.
+    """
     effort, started = QUICK if result["quick"] else FULL, time.monotonic()
     for number, (name, entries) in enumerate(groups.items(), 1):
         say(f"{number}/{len(groups)} {name}")
@@ -109,10 +113,15 @@ def time_groups(groups, result, environment, scratch, say):
         except subprocess.TimeoutExpired:
             result["skipped"].append(f"{name}: --quick has no more time")
             continue
+        except ZooError as error:
+            result["skipped"].append(f"{name}: {error}")
+            continue
         if name == "tables":
             result["tables"] = group
         else:
             result["base"].append(group)
+    found = result["base"] or result["tables"]
+    require(found, f"nothing could be timed; {'; '.join(result['skipped'][-2:])}")
 
 
 def time_group(entries, effort, environment, scratch, left=None):
@@ -141,13 +150,18 @@ def _why(done, entries):
     return f"the process that timed {entries[0].case.name} ended with {done.returncode}: {last[0]}"
 
 
-def time_compare(scratch):
-    """Seconds of `zoo compare` as it is, from an empty compilation cache and folder."""
+def time_compare(scratch, skipped):
+    """Seconds of `zoo compare` as it is, from an empty compilation cache and folder.
+
+    None where it fails, with a line for what was skipped.
+    """
     command = [sys.executable, "-m", "experiments.cli", "compare", "--out", str(scratch / "card")]
     own = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(scratch / "compare-cache")}
     started = time.perf_counter()
     done = subprocess.run(command, env=own, capture_output=True, text=True)
-    require(done.returncode == 0, f"zoo compare ended with {done.returncode}")
+    if done.returncode != 0:
+        skipped.append(f"zoo compare: it ended with {done.returncode}")
+        return None
     return time.perf_counter() - started
 
 

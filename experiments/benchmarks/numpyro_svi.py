@@ -23,8 +23,9 @@ def prepare(case, variant):
         raise Absent("there is no table of rows")
     data = jnp.asarray(case.data.numpy(force=True))
     begin, update = (_row_wise if variant == "rows" else _dense)(case)
-    batches = Batches(_ring(case))
-    state = begin(jax.random.split(jax.random.key(case.seed), case.seeds), data, batches.ring[0])
+    ring = _ring(case)
+    state = begin(jax.random.split(jax.random.key(case.seed), case.seeds), data, ring[0])
+    batches = Batches(list(ring) if variant == "jit" else ring)  # no slicing at every step
     advance = _scan(update) if variant != "jit" else jax.jit(update, donate_argnums=0)
 
     def steps(n):
