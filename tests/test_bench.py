@@ -23,11 +23,11 @@ SMALL = [
     for guide in cases.GUIDES
 ]
 SMALL += [replace(case, model="gaussian_lvm") for case in SMALL]
-SMALL += [replace(case, model="vae", hidden=(5, 4)) for case in SMALL[2:]]
+SMALL += [replace(case, model="vae", hidden=(5, 3)) for case in SMALL[2:]]
 COMPILED = ("handwritten_compiled", "compiled", "fused")
 UNWIRED = ("compiled", "fused")
 NAMES = [name for name in contenders.CONTENDERS if name not in COMPILED]
-STEPS = 80
+EPOCHS = 20
 
 
 def off_start(case):
@@ -37,7 +37,9 @@ def off_start(case):
     for name, value in case.start.items():
         inputs = value.shape[-1] if value.dim() > 1 else 1
         noise = torch.randn(value.shape, generator=generator)
-        start[name] = value + 0.5 * noise / math.sqrt(inputs)
+        start[name] = value + 0.3 * noise / math.sqrt(inputs)
+        if name.startswith("guide") and value.shape[-1] == 2 * case.latent_dim:
+            start[name][..., case.latent_dim :] -= 0.7  # scales whose logarithms do not cancel
     vars(case)["start"] = start
     return case
 
@@ -82,10 +84,10 @@ def test_every_contender_has_the_bound_for_its_loss(case):
     found = present(case, names)
     assert len(found) == (5 if case.guide == "mean_field" else 4)
     for name, steps in found.items():
-        losses = [steps(1) for _ in range(STEPS)]
-        se = math.hypot(stdev(losses) / math.sqrt(STEPS), error)
-        assert abs(mean(losses) - truth) < 4.5 * se, (name, mean(losses), truth, se)
-        assert se < 0.02 * abs(truth), name
+        losses = [mean(steps(1) for _ in range(4)) for _ in range(EPOCHS)]  # which rows cancels
+        se = math.hypot(stdev(losses) / math.sqrt(EPOCHS), error)
+        assert abs(mean(losses) - truth) < 4.5 * se + 1e-5 * abs(truth), (name, truth, se)
+        assert se < 0.01 * abs(truth), name
 
 
 @pytest.mark.parametrize("guide", cases.GUIDES)
@@ -124,15 +126,15 @@ def test_trained_for_a_while_all_stand_at_the_same_loss(case):
 
 @pytest.mark.parametrize("variant", ["numpyro_scan", "numpyro_rows"])
 def test_several_seeds_are_runs_of_their_own(variant):
-    case = off_start(replace(SMALL[2]))
+    case = off_start(replace(SMALL[2], batch_size=60))
+    vars(case)["ring"] = torch.arange(60).expand(cases.RING, -1)  # draws alone differ
     several = replace(case, seeds=3)
-    vars(several)["start"] = case.start
-    steps = contenders.prepare(Entry(several, variant))
+    vars(several).update(start=case.start, ring=case.ring)
     truth, error = oracle(case)
-    losses = [steps(1) for _ in range(STEPS)]
-    alone = contenders.prepare(Entry(case, variant))
-    one = stdev(alone(1) for _ in range(STEPS))
-    assert abs(mean(losses) - truth) < 4.5 * math.hypot(error, one / math.sqrt(3 * STEPS))
+    alone, together = (contenders.prepare(Entry(c, variant)) for c in (case, several))
+    one = stdev(alone(1) for _ in range(200))
+    losses = [together(1) for _ in range(200)]
+    assert abs(mean(losses) - truth) < 4.5 * math.hypot(error, one / math.sqrt(600))
     assert 0.45 < stdev(losses) / one < 0.72  # 1 / sqrt(3) where the seeds are independent
 
 

@@ -124,10 +124,16 @@ class Batches:
 
 @cache
 def rows(case):
-    """Random rows of a case that names their number: binary pixels, or standard normal."""
+    """Random rows of a case that names their number: binary pixels, or normal ones.
+
+    Columns differ in their means, and normal ones in their scales.
+    """
     generator = torch.Generator().manual_seed(case.seed)
     values = torch.randn(case.num_data, case.width, generator=generator)
-    return values if case.model == "gaussian_lvm" else (values > 0).float()
+    shift = torch.linspace(-1, 1, case.width)
+    return (
+        values * (1.5 + shift) + shift if case.model == "gaussian_lvm" else values.gt(shift) * 1.0
+    )
 
 
 def _plain(case):
