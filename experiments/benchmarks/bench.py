@@ -90,12 +90,13 @@ def bench(out="runs/bench", quick=False, check=False, device="auto", names=(), s
 def plan(quick, device, names=()):
     """{name: entries} of every group, in the order in which they run."""
     chosen = cases.choose(names) if names else cases.quick_cases() if quick else cases.base_cases()
-    found = {case.name: contenders.of_case(replace(case, device=device), quick) for case in chosen}
+    found = {}
     if not names:
         counts = QUICK_COUNTS if quick else cases.COUNTS
         tables = [replace(case, device=device) for case in cases.table_cases(counts)]
         found["tables"] = contenders.of_tables(tables, quick)
-    return found
+    chosen = [replace(case, device=device) for case in chosen]
+    return found | {case.name: contenders.of_case(case, quick) for case in chosen}
 
 
 def time_groups(groups, result, environment, scratch, say):

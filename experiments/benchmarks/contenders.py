@@ -41,6 +41,7 @@ CONTENDERS = {
 BY_HAND = ("handwritten", "handwritten_rows")
 NUMPYRO = ("numpyro_jit", "numpyro_scan", "numpyro_rows")
 SLOW_TO_COMPILE = ("handwritten_compiled", "compiled")
+LEFT_OUT_BY_QUICK = (*SLOW_TO_COMPILE, "pyro_unvalidated", "numpyro_jit", "eager")
 SEVERAL_SEEDS = ("fused", "numpyro_scan")
 SEEDS = (4, 16)
 DENSE_UP_TO = 100_000  # rows of a table whose every row a dense Adam touches at each step
@@ -61,7 +62,7 @@ def of_case(case, quick=False):
     left_out = () if case.device != "cpu" else ("handwritten_graph",)
     if case.guide != "mean_field":
         left_out += ("handwritten_rows", "numpyro_rows")
-    left_out += (*SLOW_TO_COMPILE, "pyro_unvalidated", "eager") if quick else ()
+    left_out += LEFT_OUT_BY_QUICK if quick else ()
     alone = [Entry(case, name) for name in CONTENDERS if name not in left_out]
     counts = SEEDS[-1:] if quick else SEEDS
     names = SEVERAL_SEEDS[:1] if quick else SEVERAL_SEEDS
