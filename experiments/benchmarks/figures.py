@@ -56,7 +56,7 @@ def against_seeds(tables):
     columns = min(len(tables), 4)
     lines = -(-len(tables) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.6 * lines))
-    axes = figure.subplots(lines, columns, squeeze=False).flat
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axis, table in zip(axes, tables, strict=False):
         counts = sorted({row.case.seeds for row in table.rows})
         for name in CONTENDERS:
@@ -69,7 +69,7 @@ def against_seeds(tables):
             axis.plot(counts, loops, "k:", label="by hand, one after another")
         axis.set_xticks(counts, map(str, counts))
         axis.set_title(table.case.name.replace(", ", "\n", 1), fontsize=8)
-    for axis in list(axes)[len(tables) :]:
+    for axis in axes[len(tables) :]:
         axis.set_axis_off()
     figure.supxlabel("seeds at once")
     figure.supylabel("milliseconds a step")
