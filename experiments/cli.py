@@ -236,6 +236,30 @@ def check(
 
 
 @app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder for bench.md, bench.json, figures.")] = Path(
+        "runs/bench"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases: under two minutes.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit status 1 unless every bound holds.")
+    ] = False,
+    case: Annotated[
+        list[str], typer.Option("--case", metavar="TEXT", help="Cases with this in their name.")
+    ] = [],  # noqa: B006
+    device: Device = "cpu",
+):
+    """Time a step of SVI beside PyTorch by hand, Pyro and NumPyro; tables and figures."""
+    from experiments.benchmarks.bench import bench as run
+
+    found = run(out, quick, check, device, case, console.print)
+    print(found.page)
+    console.print(f"tables, every figure and pictures: {out}")
+    if check and not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
 def new(name: Annotated[str, typer.Argument(help="Name of the model, and of its file.")]):
     """Write NAME.py: a commented model and guide to start from, which passes `zoo check`."""
     from experiments.new import commands, write

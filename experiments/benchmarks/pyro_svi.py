@@ -1,0 +1,28 @@
+"""Pyro as users run it: `SVI`, `Trace_ELBO` and `pyro.optim.Adam`."""
+
+import pyro
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+
+from experiments.benchmarks.cases import Batches
+
+
+def prepare(case, validate=True):
+    """steps(n) of the case; validate: Pyro's checks at every step, on unless one turns them off.
+
+    The mixture's latent is summed over by TraceEnum_ELBO, as the zoo's own fits do.
+    """
+    pair = case.build()
+    modules, data = case.modules(pair), case.data
+    guide, elbo = modules["guide"], Trace_ELBO()
+    if case.discrete:
+        guide, elbo = config_enumerate(guide, "parallel"), TraceEnum_ELBO(max_plate_nesting=1)
+    adam = pyro.optim.Adam({"lr": case.learning_rate})
+    svi, batches = SVI(modules["model"], guide, adam, elbo), Batches(case.ring)
+
+    def steps(n):
+        with pyro.validation_enabled(validate):
+            for index in batches.take(n):
+                value = svi.step(data, index)
+        return float(value)
+
+    return steps
