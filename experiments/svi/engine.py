@@ -94,19 +94,27 @@ def _train_compiled(runs, fused, after_steps):
     """Steps in chunks that end where the host has something to do."""
     chunk = 1
     while any(run.alive for run in runs):
-        fused.shuffle()
-        count = min(chunk, KEPT, *(_steps_alone(run) for run in runs if run.alive))
         started = time.perf_counter()
-        for _ in range(count):
-            fused.run()
-        losses, steps = fused.losses(), fused.tensors["step"].tolist()
-        seconds = (time.perf_counter() - started) / len(runs)
-        for run, kept, step in zip(runs, losses, steps, strict=True):
-            if run.alive:
-                _note(run, kept, step, count, seconds)
-        fused.tell()
+        count = advance(runs, fused, chunk)
         after_steps(runs)
-        chunk = max(1, min(2 * chunk, int(chunk * CHUNK_SECONDS / (seconds * len(runs)))))
+        pace = (time.perf_counter() - started) / count
+        chunk = max(1, min(2 * chunk, int(CHUNK_SECONDS / pace)))
+
+
+def advance(runs, fused, at_most):
+    """Take steps, so many that the host has nothing to do between; returns how many."""
+    fused.shuffle()
+    count = min(at_most, KEPT, *(_steps_alone(run) for run in runs if run.alive))
+    started = time.perf_counter()
+    for _ in range(count):
+        fused.run()
+    losses, steps = fused.losses(), fused.tensors["step"].tolist()
+    seconds = (time.perf_counter() - started) / len(runs)
+    for run, kept, step in zip(runs, losses, steps, strict=True):
+        if run.alive:
+            _note(run, kept, step, count, seconds)
+    fused.tell()
+    return count
 
 
 def _steps_alone(run):

@@ -44,6 +44,7 @@ class Fused:
         self.dense = {name: p.shape for name, p in named.items() if name not in known}
         self.tensors = self._changing() | self._fixed()
         self._share_memory()
+        self.run = None
 
     def compile(self):
         """Record and compile the step; afterwards `run()` takes it for all seeds.
