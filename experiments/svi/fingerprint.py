@@ -1,0 +1,170 @@
+"""`Fingerprint`: what Pyro programs can see besides their arguments, and whether it is still so.
+
+A program sees attributes of modules and objects, closures, defaults, and globals of its own
+functions.  Numbers and strings count by value, tensors and everything else by identity.  Not seen:
+what is written into NumPy arrays of more than a page, and what library code keeps for itself.
+"""
+
+import functools
+import sys
+import sysconfig
+import types
+from collections import OrderedDict, defaultdict
+
+import numpy as np
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger
+from torch import nn
+from torch.distributions import Distribution
+
+SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, range)
+CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, set, frozenset, torch.Size)
+PAGE = 4096
+LIBRARY = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+
+
+class Fingerprint:
+    """What `programs` can see now: `tokens`, hashable and equal where that is the same.
+
+    `holds()` tells in some microseconds that nothing has changed since; where it says False, a new
+    fingerprint may still have equal tokens.  Objects stay alive with it, so that no id is reused.
+    """
+
+    def __init__(self, programs):
+        self.found, self._known = [], {}
+        self._dicts, self._cells, self._functions, self._globals = [], [], [], []
+        for program in programs:
+            self._note(program)
+        self.tokens = tuple(self.found)
+        del self.found
+        self._now = self._quick()
+        # The quick ids are those of objects that may be replaced: they have to live as long.
+        self._alive = [tuple(d.values()) for d in self._dicts], [_content(c) for c in self._cells]
+
+    def holds(self):
+        """Whether everything seen is the very same object as before."""
+        return self._quick() == self._now
+
+    def _quick(self):
+        return (
+            [tuple(map(id, seen.values())) for seen in self._dicts],
+            [id(_content(cell)) for cell in self._cells],
+            [(id(f.__code__), id(f.__defaults__), id(f.__kwdefaults__)) for f in self._functions],
+            [[id(space.get(name)) for name in names] for space, names in self._globals],
+        )
+
+    def _note(self, value):
+        """Append the tokens of a value, and of what can be seen through it."""
+        if isinstance(value, SCALARS):
+            self.found.append((type(value), repr(value)))
+        elif id(value) in self._known:
+            self.found.append(("again", self._known[id(value)][0]))
+        else:
+            self._known[id(value)] = len(self._known), value
+            self._see(value)
+
+    def _see(self, value):
+        if isinstance(value, torch.Tensor | types.ModuleType):
+            self.found.append(id(value))
+        elif isinstance(value, CONTAINERS):
+            self._see_container(value)
+        elif isinstance(value, types.FunctionType):
+            self._see_function(value)
+        elif isinstance(value, types.MethodType):
+            self._note(value.__func__)
+            self._note(value.__self__)
+        elif isinstance(value, functools.partial):
+            self._note([value.func, value.args, value.keywords])
+        elif isinstance(value, np.ndarray):
+            self.found.append((id(value), value.tobytes() if value.nbytes <= PAGE else None))
+        elif isinstance(value, type):
+            self._see_class(value)
+        else:
+            self._see_object(value)
+
+    def _see_container(self, value):
+        self.found.append((type(value), len(value)))
+        if isinstance(value, dict):
+            self._dicts.append(value)
+            self.found.append(tuple(map(str, value)))
+            value = value.values()
+        for item in value if not isinstance(value, set | frozenset) else map(repr, value):
+            self._note(item)
+
+    def _see_function(self, function):
+        self.found.append(id(function.__code__))
+        self._note(function.__code__)
+        self._functions.append(function)
+        for value in (function.__defaults__, function.__kwdefaults__):
+            self._note(value)
+        for cell in function.__closure__ or ():
+            self._cells.append(cell)
+            self._note(_content(cell))
+        if not is_library(function.__code__.co_filename):
+            space = function.__globals__
+            names = tuple(n for n in sorted(_names(function.__code__)) if n in space)
+            self._globals.append((space, names))
+            for name in names:
+                self._note(space[name])
+
+    def _see_class(self, kind):
+        """The methods and constants of a user's class, and of the classes it stands on."""
+        self.found.append(id(kind))
+        for base in kind.__mro__:
+            if not is_library(_file(base)):
+                for name, value in vars(base).items():
+                    if not name.startswith("__") or name == "__call__":
+                        self._note(value)
+
+    def _see_object(self, value):
+        kind = type(value)
+        own = not is_library(_file(kind))
+        self.found.append(id(value) if own else kind)
+        if own:
+            self._note(kind)
+        if isinstance(value, property | staticmethod | classmethod):
+            for function in (getattr(value, n, None) for n in ("fget", "__func__")):
+                self._note(function)
+        elif isinstance(value, SubsampleMessenger):
+            self._note([value.name, value.size, value.subsample_size, value.dim])
+        elif isinstance(value, nn.Module):
+            self._see_module(value)
+        elif hasattr(value, "__dict__") and (own or isinstance(value, Distribution | Messenger)):
+            self._note(vars(value))
+
+    def _see_module(self, module):
+        state = vars(module)
+        self._dicts.append(state)
+        for name, value in state.items():
+            quiet = name.startswith(("_backward", "_state_dict", "_load_state", "_non_persistent"))
+            if not quiet and (value or not name.endswith("_hooks")):
+                self.found.append(name)
+                self._note(value)
+
+
+def is_library(path):
+    """Whether code comes from Python or an installed package: nobody edits it between two runs."""
+    return path.startswith(LIBRARY) or path.startswith("<frozen")
+
+
+@functools.cache
+def _file(kind):
+    module = sys.modules.get(kind.__module__)
+    return getattr(module, "__file__", None) or (
+        "<own>" if module and kind.__module__ == "__main__" else "<frozen>"
+    )
+
+
+@functools.cache
+def _names(code):
+    """Every global name that code may read, that of functions inside it too."""
+    inner = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return frozenset(code.co_names).union(*inner)
+
+
+def _content(cell):
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet assigned
+        return None
