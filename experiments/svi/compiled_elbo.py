@@ -3,13 +3,12 @@
 import warnings
 import weakref
 from collections import OrderedDict
+from operator import attrgetter
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import is_identically_zero
 from pyro.infer import Trace_ELBO
-from pyro.infer.trace_elbo import _compute_log_r
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.util import warn_if_nan
@@ -17,10 +16,11 @@ from torch.distributions import constraints, transform_to
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from experiments.svi.compiler import CannotCompile, compile_graph
-from experiments.svi.fingerprint import SCALARS, Fingerprint
+from experiments.svi.fingerprint import SCALARS, Sights
 from experiments.svi.record import CannotRecord, record
-from zoo.problem import sample_sites
+from experiments.svi.surrogate import accumulate, differentiate, tensor_losses
 
+LAYOUT = attrgetter("shape", "dtype", "device", "requires_grad")
 KEPT = 64
 """Recordings of one loss that are kept; the one used longest ago goes first."""
 RESTLESS = 16
@@ -153,7 +153,7 @@ class Step:
     def __init__(self):
         self.run = self.reason = self.graph = None
         self.params, self.held, self.variables = {}, [], []
-        self.layouts = None
+        self.watched, self.looks = [], None
 
     def notice(self, trace):
         """Remember which parameters Pyro's own step met, and the tensors behind them."""
@@ -162,12 +162,11 @@ class Step:
                 value = site["value"]
                 tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
                 self.params[name] = tensor, site["kwargs"].get("constraint"), name in store()
-        self._look()
+        self._watch()
 
     def fits(self):
         """Whether parameters and held tensors are what they were when the step was made."""
-        same = all((store().get(n) is t) == inside for n, (t, _, inside) in self.params.items())
-        return same and self.layouts == [layout(t) for t in self._watched()]
+        return self._look() == self.looks
 
     def record(self, elbo, call):
         """Make the graph of loss and gradients.  Raises CannotRecord."""
@@ -181,7 +180,7 @@ class Step:
 
         # Detached: else an argument and a held tensor could be one object, now but not later.
         self.graph, self.held = record(function, [t.detach() for t in call.tensors])
-        self._look()
+        self._watch()
 
     def inputs(self, tensors):
         """What the graph takes."""
@@ -206,103 +205,15 @@ class Step:
                 value.unconstrained = weakref.ref(tensor)
                 effectful(type="param")(lambda *_, value=value, **__: value)(name, name=name)
 
-    def _watched(self):
-        return [*(tensor for tensor, _, _ in self.params.values()), *self.held]
-
     def _look(self):
-        self.layouts = [layout(tensor) for tensor in self._watched()]
+        """Which tensors are in the store, and all that compiled code takes for granted of them."""
+        inside = list(map(id, map(store().get, self.params)))
+        return inside, list(map(LAYOUT, self.watched)), list(map(torch.Tensor.stride, self.watched))
 
-
-class Sights:
-    """Numbers for what pairs of programs can see: equal where it is the same."""
-
-    def __init__(self):
-        self._now, self._numbers, self._restless = {}, OrderedDict(), set()
-        self._count = 0
-
-    def number(self, model, guide):
-        """The number of what the pair sees now."""
-        pair = id(model), id(guide)
-        if pair not in self._now or not self._now[pair][1].holds():
-            sight = Fingerprint((model, guide))
-            if sight.tokens not in self._numbers:
-                self._count += 1
-                self._numbers[sight.tokens] = self._count, sight
-                if len(self._numbers) > KEPT:
-                    self._numbers.popitem(last=False)
-            self._now[pair] = self._numbers[sight.tokens][0], sight
-        return self._now[pair][0]
-
-    def mark(self, pair):
-        """Note that running the pair changes what it sees."""
-        self._restless.add(pair)
-
-    def restless(self, pair):
-        """Why a pair cannot be compiled, None where it may be."""
-        return "the programs change what they see as they run" if pair in self._restless else None
-
-
-def tensor_losses(elbo, model, guide, args, kwargs):
-    """(loss, surrogate) of a Trace_ELBO as tensors: the estimate in nats, and what has its gradient.
-
-    The surrogate's terms are Pyro's: log p(x, z) less the entropy term of every site, and log r of
-    the plates around a site times its score function.
-    """
-    loss = surrogate = 0.0
-    for model_trace, guide_trace in elbo._get_traces(model, guide, args, kwargs):
-        log_p = sum(site["log_prob_sum"] for site in sample_sites(model_trace))
-        bound = gain = log_p
-        log_r = None
-        for site in sample_sites(guide_trace):
-            _, score, entropy = site["score_parts"]
-            bound = bound - site["log_prob_sum"]
-            if not is_identically_zero(entropy):
-                gain = gain - entropy.sum()
-            if not is_identically_zero(score):
-                log_r = _compute_log_r(model_trace, guide_trace) if log_r is None else log_r
-                gain = gain + (log_r.sum_to(site["cond_indep_stack"]) * score).sum()
-        loss = loss - bound / elbo.num_particles
-        surrogate = surrogate - gain / elbo.num_particles
-    if not isinstance(loss, torch.Tensor):
-        raise CannotRecord("the programs have no sample site")
-    return loss, surrogate
-
-
-def differentiate(surrogate, trainable):
-    """(variables, gradients): the tensors that backward() would reach, with their gradients."""
-    if not (trainable and surrogate.requires_grad):
-        return [], []
-    variables = leaves_of(surrogate)
-    gradients = torch.autograd.grad(surrogate, variables, allow_unused=True)
-    pairs = [(v, g) for v, g in zip(variables, gradients, strict=True) if g is not None]
-    if any(gradient.layout is not torch.strided for _, gradient in pairs):
-        raise CannotRecord("a gradient is sparse")
-    return [v for v, _ in pairs], [g for _, g in pairs]
-
-
-def leaves_of(tensor):
-    """The tensors at the ends of a tensor's autograd graph, nearest first."""
-    found, known, nodes = [], set(), [tensor.grad_fn]
-    for node in nodes:
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        for following, _ in node.next_functions:
-            if following is not None and following not in known:
-                known.add(following)
-                nodes.append(following)
-    return found
-
-
-def accumulate(variables, gradients):
-    """Add gradients to `grad`, as backward() does."""
-    old = [(v.grad, g) for v, g in zip(variables, gradients, strict=True) if v.grad is not None]
-    if old:
-        torch._foreach_add_(*map(list, zip(*old, strict=True)))
-    if len(old) < len(variables):
-        for variable, gradient in zip(variables, gradients, strict=True):
-            if variable.grad is None:
-                # Compiled code may hand out one memory twice.
-                variable.grad = torch.empty_like(variable).copy_(gradient)
+    def _watch(self):
+        tensors = *(tensor for tensor, _, _ in self.params.values()), *self.held
+        self.watched = list({id(tensor): tensor for tensor in tensors}.values())
+        self.looks = self._look()
 
 
 def store():
@@ -311,5 +222,5 @@ def store():
 
 
 def layout(tensor):
-    """All of a tensor that compiled code takes for granted."""
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+    """What tells apart the arguments of different recordings."""
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device

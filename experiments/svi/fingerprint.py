@@ -10,6 +10,8 @@ import sys
 import sysconfig
 import types
 from collections import OrderedDict, defaultdict
+from itertools import chain
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -21,6 +23,10 @@ from torch.distributions import Distribution
 SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, range)
 CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, set, frozenset, torch.Size)
 PAGE = 4096
+PARTS = attrgetter("__code__", "__defaults__", "__kwdefaults__")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+KNOWN = 64
+"""Fingerprints that are told apart; the oldest is forgotten first."""
 LIBRARY = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 
 
@@ -39,19 +45,24 @@ class Fingerprint:
         self.tokens = tuple(self.found)
         del self.found
         self._now = self._quick()
-        # The quick ids are those of objects that may be replaced: they have to live as long.
-        self._alive = [tuple(d.values()) for d in self._dicts], [_content(c) for c in self._cells]
+        # The ids are those of objects that may be replaced: they have to live as long.
+        self._alive = list(chain.from_iterable(map(dict.values, self._dicts)))
 
     def holds(self):
         """Whether everything seen is the very same object as before."""
-        return self._quick() == self._now
+        try:
+            return self._quick() == self._now
+        except KeyError:  # a global is gone
+            return False
 
     def _quick(self):
+        """Ids of everything seen, by loops in C: it is asked for at every step."""
+        values = chain.from_iterable(map(dict.values, self._dicts))
         return (
-            [tuple(map(id, seen.values())) for seen in self._dicts],
+            list(map(id, values)),
             [id(_content(cell)) for cell in self._cells],
-            [(id(f.__code__), id(f.__defaults__), id(f.__kwdefaults__)) for f in self._functions],
-            [[id(space.get(name)) for name in names] for space, names in self._globals],
+            [id(part) for function in self._functions for part in PARTS(function)],
+            [list(map(id, map(space.__getitem__, names))) for space, names in self._globals],
         )
 
     def _note(self, value):
@@ -137,10 +148,38 @@ class Fingerprint:
         state = vars(module)
         self._dicts.append(state)
         for name, value in state.items():
-            quiet = name.startswith(("_backward", "_state_dict", "_load_state", "_non_persistent"))
-            if not quiet and (value or not name.endswith("_hooks")):
+            if name in HOOKS or ("_hook" not in name and name != "_non_persistent_buffers_set"):
                 self.found.append(name)
                 self._note(value)
+
+
+class Sights:
+    """Numbers for what pairs of programs can see: equal where it is the same."""
+
+    def __init__(self):
+        self._now, self._numbers, self._restless = {}, OrderedDict(), set()
+        self._count = 0
+
+    def number(self, model, guide):
+        """The number of what the pair sees now."""
+        pair = id(model), id(guide)
+        if pair not in self._now or not self._now[pair][1].holds():
+            sight = Fingerprint((model, guide))
+            if sight.tokens not in self._numbers:
+                self._count += 1
+                self._numbers[sight.tokens] = self._count, sight
+                if len(self._numbers) > KNOWN:
+                    self._numbers.popitem(last=False)
+            self._now[pair] = self._numbers[sight.tokens][0], sight
+        return self._now[pair][0]
+
+    def mark(self, pair):
+        """Note that running the pair changes what it sees."""
+        self._restless.add(pair)
+
+    def restless(self, pair):
+        """Why a pair cannot be compiled, None where it may be."""
+        return "the programs change what they see as they run" if pair in self._restless else None
 
 
 def is_library(path):
