@@ -25,6 +25,7 @@ CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, set, frozenset, torch
 PAGE = 4096
 PARTS = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+QUIET = ("_cached", "_non_persistent")  # what Pyro's transforms remember of their last call
 KNOWN = 64
 """Fingerprints that are told apart; the oldest is forgotten first."""
 LIBRARY = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
@@ -148,7 +149,7 @@ class Fingerprint:
         state = vars(module)
         self._dicts.append(state)
         for name, value in state.items():
-            if name in HOOKS or ("_hook" not in name and name != "_non_persistent_buffers_set"):
+            if name in HOOKS or not ("_hook" in name or name.startswith(QUIET)):
                 self.found.append(name)
                 self._note(value)
 

@@ -86,23 +86,25 @@ class Outside(TorchDispatchMode):
     """Watches how a function treats tensors that it did not make.
 
     What it writes to is kept, so that `restore` can undo it; where it asks for a value, or for a
-    number of values that only running tells, it is stopped.
+    number of values that only running tells, it is stopped.  A mask that is the same at every run
+    (made of neither arguments, held tensors nor random numbers) is turned into the numbers of its
+    rows, as the structure of a triangular matrix is.
     """
 
     def __init__(self):
         super().__init__()
-        self.made, self.before = set(), []
+        self.made, self.fixed, self.before = set(), set(), []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs, args = kwargs or {}, self._unmasked(func, args)
         self._refuse(func, args, kwargs)
-        for tensor in _written(func, args):
-            if isinstance(tensor, torch.Tensor) and not self._made(tensor):
+        written = _written(func, args)
+        for tensor in written:
+            if not self._all_in(self.made, tensor):
                 with disable_proxy_modes_tracing():
                     self.before.append((tensor, tensor.clone()))
         result = func(*args, **kwargs)
-        if func is torch.ops.aten.lift_fresh.default or not _returns_alias(func):
-            self.made.update(map(_storage, _tensors(result)))
+        self._note(func, (args, kwargs), written, result)
         return result
 
     def restore(self):
@@ -112,22 +114,42 @@ class Outside(TorchDispatchMode):
                 tensor.copy_(value)
         self.before.clear()
 
-    def _made(self, tensor):
-        return _storage(tensor) in self.made
+    def _note(self, func, inputs, written, result):
+        """Note which results are made here, and which of them are the same at every run."""
+        constant = func is torch.ops.aten.lift_fresh.default
+        if constant or not _returns_alias(func):
+            self.made.update(map(_storage, _tensors(result)))
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        touched = set(map(_storage, _tensors((result, written))))
+        if constant or (not random and self._all_in(self.fixed, inputs)):
+            self.fixed |= touched
+        else:
+            self.fixed -= touched
+
+    def _all_in(self, storages, tree):
+        return all(_storage(tensor) in storages for tensor in _tensors(tree))
+
+    def _unmasked(self, func, args):
+        if func._opname not in ("index", "index_put", "index_put_") or not _masks(args[1]):
+            return args
+        if not self._all_in(self.fixed, _masks(args[1])):
+            return args
+        with disable_proxy_modes_tracing():
+            rows = []
+            for index in args[1]:
+                rows += index.nonzero().unbind(-1) if _masks([index]) else [index]
+        return args[0], rows, *args[2:]
 
     def _refuse(self, func, args, kwargs):
         if any(isinstance(arg, torch.Generator) for arg in (*args, *kwargs.values())):
             raise CannotRecord("it draws from a torch.Generator of its own")
-        if torch.Tag.data_dependent_output in func.tags and not all(
-            map(self._made, _tensors((args, kwargs)))
+        if torch.Tag.data_dependent_output in func.tags and not self._all_in(
+            self.made, (args, kwargs)
         ):
             raise CannotRecord(VALUES)
-        if torch.Tag.dynamic_output_shape in func.tags:
-            by_mask = func is not torch.ops.aten.index.Tensor or any(
-                index.dtype in (torch.bool, torch.uint8) for index in _tensors(args[1])
-            )
-            if by_mask:
-                raise CannotRecord(f"the size of a result of {func} depends on values")
+        by_number = func is torch.ops.aten.index.Tensor and not _masks(args[1])
+        if torch.Tag.dynamic_output_shape in func.tags and not by_number:
+            raise CannotRecord(f"the size of a result of {func} depends on values")
 
 
 class _NoValues(TorchFunctionMode):
@@ -144,6 +166,10 @@ def _tensors(tree):
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
+def _masks(indices):
+    return [i for i in _tensors(indices) if i.dtype in (torch.bool, torch.uint8)]
+
+
 def _storage(tensor):
     strided = tensor.layout is torch.strided
     return tensor.untyped_storage()._cdata if strided else id(tensor)
@@ -158,7 +184,9 @@ def _written(func, args):
     if func._opname in BATCH_NORMS:
         return [arg for arg in args[3:5] if arg is not None]
     pairs = zip(func._schema.arguments, args, strict=False)
-    return [v for a, v in pairs if a.alias_info is not None and a.alias_info.is_write]
+    return [
+        v for a, v in pairs if a.alias_info is not None and a.alias_info.is_write and v is not None
+    ]
 
 
 def _origin(node):
