@@ -31,6 +31,7 @@ class Pair:
     kwargs: dict = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
     modules: tuple = ()
+    elbo: str = "trace"
 
 
 def pair(make):
@@ -337,3 +338,49 @@ def of_the_zoo(name, guide_name):
 
 for both in ZOO_PAIRS:
     of_the_zoo(*both)
+
+
+def enumerated(make):
+    def enumerate_all():
+        made = make()
+        made.elbo = "enumeration"
+        made.settings = {"max_plate_nesting": 1} | made.settings
+        return made
+
+    PAIRS[make.__name__] = enumerate_all
+    return enumerate_all
+
+
+@enumerated
+def enumerated_guide():
+    """One of the guide's probabilities is zero, of which Pyro leaves out the value."""
+
+    @pyro.infer.config_enumerate
+    def guide(y):
+        kinds = pyro.param("kinds", torch.eye(4, 3) + 0.2, constraint=constraints.simplex)
+        weights = kinds * torch.tensor([1.0, 1.0, 0.0])
+        with pyro.plate("row", len(y)):
+            pyro.sample("kind", dist.Categorical(weights))
+
+    def model(y):
+        locs = pyro.param("locs", lambda: torch.randn(3))
+        with pyro.plate("row", len(y)):
+            kind = pyro.sample("kind", dist.Categorical(torch.tensor([0.5, 0.3, 0.2])))
+            pyro.sample("y", dist.Normal(locs[kind], 1.0), obs=y)
+
+    return Pair(model, guide, (torch.randn(4),))
+
+
+@enumerated
+def enumerated_model():
+    @pyro.infer.config_enumerate
+    def model(y):
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+        with pyro.plate("row", len(y), subsample_size=3) as index:
+            state = pyro.sample("state", dist.Categorical(weights))
+            move = torch.tensor([[1.0, 0.0], [0.3, 0.7]])
+            state = pyro.sample("next", dist.Categorical(move[state]))
+            pyro.sample("y", dist.Normal(2.0 * state, 1.0), obs=y[index])
+
+    guide = autoguide.AutoNormal(poutine.block(model, expose=["weights"]))
+    return Pair(model, guide, (torch.randn(6),), settings={"num_particles": 2})

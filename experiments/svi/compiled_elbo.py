@@ -8,7 +8,7 @@ from operator import attrgetter
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.util import warn_if_nan
@@ -18,7 +18,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from experiments.svi.compiler import CannotCompile, compile_graph
 from experiments.svi.fingerprint import SCALARS, Sights
 from experiments.svi.record import CannotRecord, record
-from experiments.svi.surrogate import accumulate, differentiate, tensor_losses
+from experiments.svi.surrogate import (
+    accumulate,
+    differentiate,
+    enumerated_losses,
+    tensor_losses,
+)
 
 LAYOUT = attrgetter("shape", "dtype", "device", "requires_grad")
 KEPT = 64
@@ -27,18 +32,8 @@ RESTLESS = 16
 """Steps in a row, each of a kind not seen before, after which a warning says so."""
 
 
-class CompiledTrace_ELBO(Trace_ELBO):
-    """A drop-in for `Trace_ELBO`: SVI(model, guide, optim, CompiledTrace_ELBO()).
-
-    For pairs of static structure: the same operations at every step.  The first step of each kind
-    (shapes, types and device of the tensors among the arguments, values of the others, what the
-    programs can see) is Pyro's own; the second is recorded and compiled, which takes seconds, and
-    all later ones run the compiled code.  What cannot be recorded or compiled runs as Pyro runs
-    it, after one warning that names the reason.  `loss` and `differentiable_loss` are Pyro's own.
-
-    fallback_random: draw what eager torch draws from the same random state; else Inductor's own
-    generator draws, from the same distributions.
-    """
+class Compiled:
+    """What the compiled losses share; `losses` computes theirs as tensors."""
 
     def __init__(self, *args, fallback_random=False, **kwargs):
         super().__init__(*args, **kwargs)
@@ -105,6 +100,28 @@ class CompiledTrace_ELBO(Trace_ELBO):
             self._warned.add(reason)
             sentence = f"{type(self).__name__} leaves steps to Pyro, uncompiled: {reason}"
             warnings.warn(sentence, UserWarning, stacklevel=4)
+
+
+class CompiledTrace_ELBO(Compiled, Trace_ELBO):
+    """A drop-in for `Trace_ELBO`: SVI(model, guide, optim, CompiledTrace_ELBO()).
+
+    For pairs of static structure: the same operations at every step.  The first step of each kind
+    (shapes, types and device of the tensors among the arguments, values of the others, what the
+    programs can see) is Pyro's own; the second is recorded and compiled, which takes seconds, and
+    all later ones run the compiled code.  What cannot be recorded or compiled runs as Pyro runs
+    it, after one warning that names the reason.  `loss` and `differentiable_loss` are Pyro's own.
+
+    fallback_random: draw what eager torch draws from the same random state; else Inductor's own
+    generator draws, from the same distributions.
+    """
+
+    losses = staticmethod(tensor_losses)
+
+
+class CompiledTraceEnum_ELBO(Compiled, TraceEnum_ELBO):
+    """The same for `TraceEnum_ELBO`."""
+
+    losses = staticmethod(enumerated_losses)
 
 
 class Call:
@@ -174,7 +191,7 @@ class Step:
         def function(*tensors):
             args, kwargs = call.arguments(tensors)
             with poutine.block(), pyro.validation_enabled(False):
-                loss, surrogate = tensor_losses(elbo, call.model, call.guide, args, kwargs)
+                loss, surrogate = elbo.losses(elbo, call.model, call.guide, args, kwargs)
             self.variables, gradients = differentiate(surrogate, bool(self.params))
             return (loss.detach(), *gradients)
 

@@ -5,6 +5,7 @@ functions.  Numbers and strings count by value, tensors and everything else by i
 what is written into NumPy arrays of more than a page, and what library code keeps for itself.
 """
 
+import argparse
 import functools
 import sys
 import sysconfig
@@ -22,6 +23,7 @@ from torch.distributions import Distribution
 
 SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, range)
 CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, set, frozenset, torch.Size)
+RECORDS = (types.SimpleNamespace, argparse.Namespace)
 PAGE = 4096
 PARTS = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -40,14 +42,15 @@ class Fingerprint:
 
     def __init__(self, programs):
         self.found, self._known = [], {}
-        self._dicts, self._cells, self._functions, self._globals = [], [], [], []
+        self._dicts, self._lists, self._classes = [], [], []
+        self._cells, self._functions, self._globals = [], [], []
         for program in programs:
             self._note(program)
         self.tokens = tuple(self.found)
         del self.found
         self._now = self._quick()
         # The ids are those of objects that may be replaced: they have to live as long.
-        self._alive = list(chain.from_iterable(map(dict.values, self._dicts)))
+        self._alive = list(self._values())
 
     def holds(self):
         """Whether everything seen is the very same object as before."""
@@ -58,13 +61,16 @@ class Fingerprint:
 
     def _quick(self):
         """Ids of everything seen, by loops in C: it is asked for at every step."""
-        values = chain.from_iterable(map(dict.values, self._dicts))
         return (
-            list(map(id, values)),
+            list(map(id, self._values())),
             [id(_content(cell)) for cell in self._cells],
             [id(part) for function in self._functions for part in PARTS(function)],
             [list(map(id, map(space.__getitem__, names))) for space, names in self._globals],
         )
+
+    def _values(self):
+        classes = [vars(kind).values() for kind in self._classes]
+        return chain(*self._lists, *classes, chain.from_iterable(map(dict.values, self._dicts)))
 
     def _note(self, value):
         """Append the tokens of a value, and of what can be seen through it."""
@@ -101,6 +107,8 @@ class Fingerprint:
             self._dicts.append(value)
             self.found.append(tuple(map(str, value)))
             value = value.values()
+        elif isinstance(value, list):
+            self._lists.append(value)
         for item in value if not isinstance(value, set | frozenset) else map(repr, value):
             self._note(item)
 
@@ -125,15 +133,16 @@ class Fingerprint:
         self.found.append(id(kind))
         for base in kind.__mro__:
             if not is_library(_file(base)):
+                self._classes.append(base)
                 for name, value in vars(base).items():
                     if not name.startswith("__") or name == "__call__":
                         self._note(value)
 
     def _see_object(self, value):
         kind = type(value)
-        own = not is_library(_file(kind))
+        own = kind in RECORDS or not is_library(_file(kind))
         self.found.append(id(value) if own else kind)
-        if own:
+        if own and kind not in RECORDS:
             self._note(kind)
         if isinstance(value, property | staticmethod | classmethod):
             for function in (getattr(value, n, None) for n in ("fget", "__func__")):

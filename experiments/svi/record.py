@@ -43,7 +43,10 @@ def record(function, args):
         raise CannotRecord(_reason(error)) from error
     finally:
         outside.restore()
-    if foreign_randomness() != foreign:
+        drawn = foreign_randomness() != foreign
+        random.setstate(foreign[0])
+        np.random.set_state(foreign[1])
+    if drawn:
         raise CannotRecord("it draws from the random numbers of Python or NumPy")
     held = _lift(graph, args)
     _clear(graph)
@@ -79,7 +82,7 @@ def written_inputs(graph):
 def foreign_randomness():
     """The states of the random numbers that no graph can hold."""
     name, keys, *rest = np.random.get_state()
-    return random.getstate(), name, keys.tobytes(), *rest
+    return random.getstate(), (name, tuple(keys), *rest)
 
 
 class Outside(TorchDispatchMode):

@@ -1,8 +1,10 @@
-"""The loss of `Trace_ELBO` and its gradients, without taking a value out of a tensor."""
+"""The losses of Pyro's ELBOs and their gradients, without taking a value out of a tensor."""
 
 import torch
 from pyro.distributions.util import is_identically_zero
 from pyro.infer.trace_elbo import _compute_log_r
+from pyro.infer.traceenum_elbo import _compute_dice_elbo
+from torch.overrides import TorchFunctionMode
 
 from experiments.svi.record import CannotRecord
 from zoo.problem import sample_sites
@@ -32,6 +34,33 @@ def tensor_losses(elbo, model, guide, args, kwargs):
     if not isinstance(loss, torch.Tensor):
         raise CannotRecord("the programs have no sample site")
     return loss, surrogate
+
+
+def enumerated_losses(elbo, model, guide, args, kwargs):
+    """The same of a TraceEnum_ELBO, whose loss is its own surrogate."""
+    loss = 0.0
+    for model_trace, guide_trace in elbo._get_traces(model, guide, args, kwargs):
+        with _Whole():
+            loss = loss - _compute_dice_elbo(model_trace, guide_trace) / elbo.num_particles
+    if not isinstance(loss, torch.Tensor):
+        raise CannotRecord("the programs have no sample site")
+    return loss, loss
+
+
+class _Whole(TorchFunctionMode):
+    """Sums over values of probability zero too, their terms set to zero.
+
+    Pyro looks whether any probability is zero, and leaves such values out: the size of what is left
+    would depend on values.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.all:
+            return False
+        if func is torch.Tensor.masked_select:
+            values, mask = args
+            return torch.where(mask, values, torch.zeros_like(values))
+        return func(*args, **(kwargs or {}))
 
 
 def differentiate(surrogate, trainable):
