@@ -68,7 +68,7 @@ by_autoguide("auto_structured", autoguide.AutoStructured)
 
 
 @pair
-def laplace_of_many_particles():
+def ten_particles():
     made = PAIRS["auto_normal"]()
     made.settings = {"num_particles": 10}
     return made

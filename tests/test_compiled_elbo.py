@@ -21,11 +21,29 @@ from experiments.svi.compiler import compile_graph
 from experiments.svi.record import record
 
 COMPILED = [
-    name
-    for name in PAIRS
-    if not any(kind in name for kind in ("-constant", "-delta", "-full_rank", "-mean_field"))
+    "auto_normal",
+    "auto_multivariate",
+    "auto_low_rank",
+    "auto_flow",
+    "ten_particles",
+    "vectorized_particles",
+    "score_function",
+    "score_function_of_particles",
+    "delta_sites",
+    "masks_and_scales",
+    "nested_plates",
+    "subsampled",
+    "structured_arguments",
+    "networks",
+    "pyro_module",
+    "implicit_gradients",
+    "enumerated_guide",
+    "bernoulli_mixture-amortized",
+    "gaussian_lvm-mean_field",
+    "vae-amortized",
 ]
-"""The pairs that are compiled too: all, but of the zoo's those that differ in more than a table."""
+"""The pairs that are compiled too."""
+COMPILED_DOUBLE = ["auto_normal", "networks"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
@@ -105,7 +123,7 @@ def test_compiled_graphs_equal_recorded_ones(uncompiled):
 
     The recorded graphs are those of the test above, which equal Trace_ELBO's.
     """
-    for dtype, names in (("float32", COMPILED), ("float64", COMPILED[::4])):
+    for dtype, names in (("float32", COMPILED), ("float64", COMPILED_DOUBLE)):
         torch.set_default_dtype(getattr(torch, dtype))
         for name in names:
             steps(name, OURS, count=2, fallback_random=True)
@@ -122,11 +140,18 @@ def test_compiled_graphs_equal_recorded_ones(uncompiled):
     graph, held = record(every, flat)
     run = compile_graph(graph, [*flat, *held], fallback_random=True)
     torch.manual_seed(5)
-    expected, state = every(*(t.clone() for t in flat)), torch.get_rng_state()
+    expected = [
+        g(*(t.clone() for t in own)) for (g, _), own in zip(uncompiled, inputs, strict=True)
+    ]
+    state = torch.get_rng_state()
     torch.manual_seed(5)
-    for ours, right in zip(run([*flat, *held]), expected, strict=True):
-        rtol = TOLERANCE[right.dtype]
-        torch.testing.assert_close(ours, right, rtol=rtol, atol=rtol * float(right.abs().max()))
+    found = iter(run([*flat, *held]))
+    for outputs in expected:
+        largest = max(float(right.abs().max()) for right in outputs)  # gradients may be zero
+        for right in outputs:
+            rtol = TOLERANCE[right.dtype]
+            torch.testing.assert_close(next(found), right, rtol=rtol, atol=rtol * largest)
+    assert next(found, None) is None
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -401,9 +426,13 @@ def test_arguments_that_never_come_back_are_warned_of(uncompiled):
         pyro.sample("z", dist.Normal(beta, 1.0))
 
     ours = CompiledTrace_ELBO()
-    with pytest.warns(UserWarning, match="pass numbers that change as tensors") as said:
+
+    def run():
         for step in range(40):
             ours.loss_and_grads(model, normal_guide, step / 10)
+
+    with pytest.warns(UserWarning, match="pass numbers that change as tensors") as said:
+        run()
     assert len(said) == 1
     assert not uncompiled
 

@@ -92,7 +92,7 @@ def test_held_tensors_are_inputs_by_identity():
     x = torch.rand(3, 3)
     graph, held = record(lambda x: (LAYER(x) * HELD + x,), [x])
     assert [any(h is t for t in (LAYER.weight, LAYER.bias, HELD)) for h in held] == [True] * 3
-    graph, held = record(lambda a, b: (a * b, a + LAYER.weight), [x, LAYER.weight])
+    _, held = record(lambda a, b: (a * b, a + LAYER.weight), [x, LAYER.weight])
     assert held == []
 
 
@@ -198,8 +198,8 @@ def test_without_a_compiler_the_reason_is_one_line(monkeypatch):
 
 
 def test_a_missing_compiler_is_noticed(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    name = "torch._inductor.cpp_builder.get_cpp_compiler"
+    monkeypatch.setattr(name, lambda: "no-such-compiler")
     assert "no C++ compiler" in compiler.missing_compiler.__wrapped__("cpu")
 
 
