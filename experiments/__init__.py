@@ -11,9 +11,12 @@ from experiments.measure.calibration import calibrate
 from experiments.measure.evidence import iwae
 from experiments.measure.pareto import pareto_k
 from experiments.measure.rows import fit_rows
+from experiments.svi.compiled_elbo import CompiledTrace_ELBO, CompiledTraceEnum_ELBO
 from experiments.svi.fit import fit
 
 __all__ = [
+    "CompiledTraceEnum_ELBO",
+    "CompiledTrace_ELBO",
     "ais",
     "bdmc",
     "c2st",
