@@ -23,6 +23,7 @@ from torch import nn
 
 import zoo
 from zoo.data import as_dataset
+from zoo.distributions import BernoulliVector
 from zoo.errors import require
 
 
@@ -45,7 +46,7 @@ class BernoulliMixture(PyroModule):
         weight_logits, logits = self.weight_logits, self.logits
         with zoo.datum(x, index) as rows:
             z = pyro.sample("z", dist.Categorical(logits=weight_logits))
-            return pyro.sample("x", dist.Bernoulli(logits=logits[z]).to_event(1), obs=rows)
+            return pyro.sample("x", BernoulliVector(logits[z]), obs=rows)
 
 
 def log_joint(model, x, z):
