@@ -10,7 +10,7 @@ from pyro.distributions import Delta
 
 from experiments.measure.streams import stream
 from zoo.errors import explained, require
-from zoo.problem import sample_sites
+from zoo.problem import base_distribution, sample_sites
 
 CELLS_AT_ONCE = 60_000  # draws x data in one pass, which bounds the memory
 
@@ -130,13 +130,8 @@ def _points(guide_trace):
     """The latents that the guide puts at a point: Deltas that no auxiliary site feeds."""
     sites = sample_sites(guide_trace)
     auxiliary = any(site["infer"].get("is_auxiliary") for site in sites)
-    return [s["name"] for s in sites if _is_delta(s["fn"]) and not (auxiliary and _varies(s))]
-
-
-def _is_delta(fn):
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
+    points = [site for site in sites if isinstance(base_distribution(site["fn"]), Delta)]
+    return [site["name"] for site in points if not (auxiliary and _varies(site))]
 
 
 def _varies(site):

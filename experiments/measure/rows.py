@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from experiments.measure.elbo import draw, log_weights
+from experiments.measure.streams import stream
 from experiments.svi.config import FitConfig
 from experiments.svi.estimators import resolve
 from experiments.svi.loop import train
@@ -73,8 +74,7 @@ def fit_rows(problem, guide, x, start=None, restarts=0, rule=RULE):
         found, _ = _better_rows(problem, found, begun, x, margin=0.0)
     better = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for seed in range(1, restarts + 1):
-        with torch.random.fork_rng(_gpus(x)):
-            torch.manual_seed(seed)
+        with stream(seed, x.device):
             scattered = _scattered(guide, len(x), x.device)
         other = _search(problem, guide, x, scattered, rule, seed)
         found, improved = _better_rows(problem, found, other, x, MARGIN)
@@ -93,8 +93,7 @@ def fit_joint(problem, guide, x, restarts=0, rule=RULE):
     frozen = Frozen(problem.model)
     runs = []
     for seed in range(restarts + 1):
-        with torch.random.fork_rng(_gpus(x)):
-            torch.manual_seed(seed)
+        with stream(seed, x.device):
             candidate = _free(problem, guide, x)
             if seed > 0:
                 _scatter(candidate)
@@ -143,8 +142,7 @@ def _search(problem, guide, x, start, rule, seed):
     config = config.model_copy(update=suited)
     frozen = Frozen(problem.model)
     blocks = torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE)
-    with torch.random.fork_rng(_gpus(x)):
-        torch.manual_seed(seed)
+    with stream(seed, x.device):
         whole = guide.with_table(problem, len(x), start).to(x.device)
         runs = [_fit_block(problem, frozen, whole, x, block, config) for block in blocks]
     return RowFit(
@@ -199,10 +197,6 @@ def _better_rows(problem, one, other, x, margin):
             one.guide.sources[name].rows.weight.copy_(best)
     steps, converged = max(one.steps, other.steps), one.converged and other.converged
     return RowFit(one.guide, steps, converged), improved
-
-
-def _gpus(x):
-    return [x.device] if x.is_cuda else []
 
 
 class Frozen(nn.Module):
