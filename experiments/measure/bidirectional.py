@@ -132,4 +132,6 @@ def answering(problem, guide, x):
     """The guide itself, or for a table one fitted to the rows of x."""
     if guide is None:
         return None
-    return fit_rows(problem, guide, x).guide if getattr(guide, "tabular", False) else guide
+    return (
+        fit_rows(problem, guide, x, restarts=1).guide if getattr(guide, "tabular", False) else guide
+    )

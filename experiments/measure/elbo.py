@@ -61,7 +61,7 @@ def draw(model, guide, x, num_draws, seed=0, index=None, need_log_q=True):
     at_once = max(1, CELLS_AT_ONCE // (len(x) if index is None else len(index)))
     with stream(seed, x.device):
         sizes = [min(at_once, num_draws - done) for done in range(0, num_draws, at_once)]
-        return _join([_draw(model, guide, x, index, size, need_log_q) for size in sizes])
+        return _join([run_pair(model, guide, x, size, index, need_log_q) for size in sizes])
 
 
 def elbo(draws):
@@ -81,7 +81,9 @@ def log_weights(problem, guide, x, num_draws, seed=0):
     return draws.total_log_weight[:, None] if problem.joint else draws.log_weight
 
 
-def _draw(model, guide, x, index, size, need_log_q):
+def run_pair(model, guide, x, size, index=None, need_log_q=True):
+    """`size` draws in one pass, by the stream and with the gradients of those who call: Draws."""
+
     def vectorized(program):
         with pyro.plate("draws", size, dim=-2):
             return program(x, index)

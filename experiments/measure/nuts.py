@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from pyro.infer import MCMC, NUTS
 
-from experiments.measure.rows import Frozen
+from experiments.measure.frozen import Frozen
 from experiments.measure.streams import stream
 from zoo.errors import require
 
