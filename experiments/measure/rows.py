@@ -108,6 +108,7 @@ class Search:
         first: the rows where the first search starts.  keep_first: keep those of them that are
         better than what the searches found.
         """
+        restarts = restarts if self.coarse.widths else 0  # finite latents have no need of a search
         starts = [first] + [self._scattered(x) for _ in range(restarts)]
         tops = [self._climb(self.coarse, self.coarse.flatten(rows), x, ROUGH) for rows in starts]
         bounds = torch.stack([self.judge.best(top.points, x) for top in tops])
@@ -131,7 +132,9 @@ class Search:
 
     def _scattered(self, x):
         """Starts for every datum: of SCATTERED rows with unit noise on each number the best."""
-        each = _initial(self.guide, SCATTERED * len(x), x.device, noise=1.0)
+        begin = _initial(self.guide, len(x), x.device)
+        each = {name: rows.repeat(SCATTERED, 1) for name, rows in begin.items()}
+        each = {name: rows + torch.randn_like(rows) for name, rows in each.items()}
         bounds = self.glance.value(each, x.repeat(SCATTERED, 1)).reshape(SCATTERED, -1)
         best = bounds.argmax(0) * len(x) + torch.arange(len(x), device=x.device)
         return _at(each, best)
@@ -211,12 +214,10 @@ def restricted(problem, guide, x, index):
     return guide.with_table(problem, len(index), start).to(x.device)
 
 
-def _initial(guide, num_data, device, noise=0.0):
-    """The family's own start for every datum, with as much noise on each number of its row."""
-    rows = {}
-    for latent in guide.latents:
-        if latent.local:
-            initial = guide.families[latent.name].initial_row
-            each = torch.stack([initial() for _ in range(num_data)])
-            rows[latent.name] = (each + noise * torch.randn_like(each)).to(device)
-    return rows
+def _initial(guide, num_data, device):
+    """The family's own start for every datum."""
+    families = {la.name: guide.families[la.name] for la in guide.latents if la.local}
+    return {
+        name: torch.stack([family.initial_row() for _ in range(num_data)]).to(device)
+        for name, family in families.items()
+    }
