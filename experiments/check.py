@@ -8,9 +8,7 @@ import zoo.checks
 from experiments.svi.run import as_module
 from guides import checks
 from zoo.errors import ZooError
-from zoo.testing import FALSE_ALARMS, Result, outcome
-
-LEFT_OUT = "not applicable: "
+from zoo.testing import FALSE_ALARMS, NOT_APPLICABLE, Result, outcome
 
 
 def check(problem, guide=None, also=(), seed=0, false_alarms=FALSE_ALARMS):
@@ -32,7 +30,7 @@ def check(problem, guide=None, also=(), seed=0, false_alarms=FALSE_ALARMS):
         except ZooError as refusal:
             if guide is not None or one in also:
                 raise
-            results.append(Result(one, "suits", True, f"not applicable: {refusal}"))
+            results.append(Result(one, "suits", True, f"{NOT_APPLICABLE}{refusal}"))
     num_random = len(zoo.checks.RANDOM) + len(found) * len(checks.RANDOM)
     level = false_alarms / num_random  # Bonferroni
     results += _run("model", zoo.checks, level, seed, problem)
@@ -98,7 +96,9 @@ def _left_out(results):
     reasons = {}
     for result in results:
         if result.subject == "model" and _mark(result) == "-":
-            reasons.setdefault(result.sentence.removeprefix(LEFT_OUT), []).append(result.check)
+            reasons.setdefault(result.sentence.removeprefix(NOT_APPLICABLE), []).append(
+                result.check
+            )
     return [f"not applied: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
@@ -112,6 +112,6 @@ def _counts(results):
 
 
 def _mark(result):
-    if result.sentence.startswith(LEFT_OUT):
+    if result.sentence.startswith(NOT_APPLICABLE):
         return "-"
     return "ok" if result.ok else "FAILED"

@@ -113,16 +113,21 @@ def fit(
     if out is not None:
         note_fit(out, problem, model, guide, found.seeds)
     point = getattr(found.guides[0], "family", None) == "delta"
-    what = "log joint density" if point else "train ELBO"
-    bounds = [-losses[-1] for losses in found.losses] if point else found.elbo_per_datum
-    for seed, bound, losses in zip(found.seeds, bounds, found.losses, strict=True):
-        print(f"seed {seed}: {what} {bound:.4f} nats a datum after {len(losses)} steps")
+    _print_bounds(found, point)
     if point:
         console.print("a point estimate has no log q, so there is no posterior.nc to write")
     elif out is not None:
         from experiments.measure import bridge
 
         bridge.write(found.to_datatree(predictive=False), out / "posterior.nc")
+
+
+def _print_bounds(found, point):
+    """A line a seed: the bound, or for a point estimate the density that it maximizes."""
+    what = "log joint density" if point else "train ELBO"
+    bounds = [-losses[-1] for losses in found.losses] if point else found.elbo_per_datum
+    for seed, bound, losses in zip(found.seeds, bounds, found.losses, strict=True):
+        print(f"seed {seed}: {what} {bound:.4f} nats a datum after {len(losses)} steps")
 
 
 @app.command()

@@ -24,7 +24,7 @@ class MeasureConfig(Settings):
 
     num_draws: int = Field(100, ge=2)
     """Draws of each posterior for the bound and for posterior.nc."""
-    restarts: int = Field(1, ge=0)
+    restarts: int = Field(3, ge=0)
     """Further searches for the best of the family, of which each datum keeps the best."""
     pareto_rows: int = Field(1000, ge=1)
     """The largest number of data whose Pareto k is found."""

@@ -11,7 +11,7 @@ import torch
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ReshapeTransform
 
-from zoo.errors import ZooError, unknown
+from zoo.errors import ZooError, require, unknown
 
 
 class DiagonalNormal:
@@ -22,11 +22,7 @@ class DiagonalNormal:
     """
 
     def __init__(self, latent):
-        if latent.support.is_discrete:
-            raise ZooError(
-                f"diagonal_normal does not suit latent {latent.name!r}: it is discrete; "
-                "categorical does where the number of values is finite"
-            )
+        _refuse_discrete("diagonal_normal", latent, "; categorical does")
         self.latent = latent
         self.transform, self.shape = unconstrained(latent)
         self.size = math.prod(self.shape)
@@ -54,11 +50,7 @@ class FullRank:
     """
 
     def __init__(self, latent):
-        if latent.support.is_discrete:
-            raise ZooError(
-                f"full_rank does not suit latent {latent.name!r}: it is discrete; mean_field, "
-                "constant and amortized do where the number of values is finite"
-            )
+        _refuse_discrete("full_rank", latent, "; mean_field, constant and amortized do")
         self.latent = latent
         self.transform, self.shape = unconstrained(latent)
         self.size = math.prod(self.shape)
@@ -92,11 +84,8 @@ class Delta:
     """
 
     def __init__(self, latent):
-        if latent.support.is_discrete:
-            raise ZooError(
-                f"delta does not suit latent {latent.name!r}: it is discrete and has no gradient; "
-                "mean_field, constant and amortized do where the number of values is finite"
-            )
+        others = " and has no gradient; mean_field, constant and amortized do"
+        _refuse_discrete("delta", latent, others)
         self.latent = latent
         self.transform, self.shape = unconstrained(latent)
         self.num_parameters = math.prod(self.shape)
@@ -156,6 +145,15 @@ def choose(family, latent):
     if family not in FAMILIES:
         raise unknown("family", family, ["auto", *FAMILIES])
     return FAMILIES[family](latent)
+
+
+def _refuse_discrete(family, latent, others):
+    """One line for a family of continuous latents; `others` do for a discrete one."""
+    require(
+        not latent.support.is_discrete,
+        f"{family} does not suit latent {latent.name!r}: it is discrete{others} where the number "
+        "of values is finite",
+    )
 
 
 def _is_identity(support):

@@ -11,6 +11,7 @@ import guides
 import zoo
 from experiments.measure.elbo import log_weights
 from experiments.measure.gaps import gaps, own_and_best
+from experiments.measure.rows import PASSES
 
 LINEAR = {"hidden": ()}
 SETTINGS = {"steps": 1500, "batch_size": 256, "learning_rate": 0.02, "row_learning_rate": 0.2}
@@ -131,7 +132,7 @@ def test_rows_start_from_the_encoder_and_end_above_it():
     own, best = own_and_best(fit.problems[0], fit.guides[0], problem.data.test)
     found = gaps(fit.problems[0], own, problem.data.test, best.guide)
     assert best.converged
-    assert best.steps % 50 == 0
+    assert 0 < best.steps < PASSES
     assert found["amortization_gap_per_datum"] > 4 * found["amortization_gap_per_datum_se"]
 
 

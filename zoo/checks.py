@@ -157,28 +157,38 @@ def _right_gradient(problem, model, x):
         inside = {n: maps[n](moved[n] + length * steps[n]) for n in maps}
         return sum(part.sum() for part in _density(problem, x, None, values | inside, model))
 
+    names = ", ".join(maps) or "none"
+    loss, gradients = _finite_gradients(density, points, names)
+    if maps and loss.dtype == torch.float64:
+        slope = sum((g * s).sum() for g, s in zip(gradients, steps.values(), strict=True))
+        scale = sum(g.norm() * s.norm() for g, s in zip(gradients, steps.values(), strict=True))
+        _check_slope(lambda length: density(length, points), slope, scale, loss, names)
+
+
+def _finite_gradients(density, points, names):
+    """The density at the points {latent: value} and its gradients there, all finite."""
     leaves = {name: point.clone().requires_grad_() for name, point in points.items()}
     loss = density(0, leaves)
     gradients = [torch.zeros(())]
     if leaves and loss.requires_grad:
         options = {"allow_unused": True, "materialize_grads": True}
         gradients = torch.autograd.grad(loss, list(leaves.values()), **options)
-    names = ", ".join(maps) or "none"
     require(
         torch.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients),
         "the density or its gradient is not finite at a point of the unconstrained latents "
         f"({names}): look for 0 / 0, the logarithm or root of 0 (also behind torch.where), or exp "
         "of a large number",
     )
-    if not maps or loss.dtype != torch.float64:
-        return
-    slope = sum((g * s).sum() for g, s in zip(gradients, steps.values(), strict=True))
-    scale = sum(g.norm() * s.norm() for g, s in zip(gradients, steps.values(), strict=True))
+    return loss, gradients
+
+
+def _check_slope(density, slope, scale, loss, names):
+    """The slope by the gradient is that of a central difference of the density along a line.
+
+    density(length) -> the density so far along; scale: how large the slope could be.
+    """
     with torch.no_grad():
-        near, far = (
-            (density(length, points) - density(-length, points)) / (2 * length)
-            for length in (1e-5, 4e-5)
-        )
+        near, far = ((density(length) - density(-length)) / (2 * length) for length in (1e-5, 4e-5))
     allowed = 1e-3 * (scale + near.abs()) + 1e-9 * loss.abs()
     if (near - far).abs() > 0.1 * allowed:  # a kink, or rounding to float32, between the points
         return

@@ -219,7 +219,7 @@ def _trace(model, x):
             value = site["value"][~inside].flatten()[0].item()
             raise ZooError(
                 f"site {site['name']!r} observes {value:g}, outside the support {support} of its "
-                f"{_kind(site['fn'])} likelihood"
+                f"{type(base_distribution(site['fn'])).__name__} likelihood"
             )
     return trace
 
@@ -247,7 +247,8 @@ def _latent(name, fn, plates):
     return Latent(name, fn.support, tuple(fn.event_shape), plates, num_values)
 
 
-def _kind(fn):
+def base_distribution(fn):
+    """The distribution under event dimensions, masks and transforms."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    return type(fn).__name__
+    return fn

@@ -17,6 +17,7 @@ from zoo.program import Program
 
 FALSE_ALARMS = 0.01  # rate at which a whole suite of checks refuses an entry that is right
 ROWS = 16  # data that a check looks at
+NOT_APPLICABLE = "not applicable: "
 NUM_DRAWS = 2000  # draws of a random check
 
 
@@ -28,7 +29,7 @@ class NotApplicable(Exception):
 class Result:
     """Outcome of one check of a model, or of a guide with it; `sentence` is empty where it holds.
 
-    ok is True also where a check does not apply; the sentence then begins with "not applicable".
+    ok is True also where a check does not apply; the sentence then begins with NOT_APPLICABLE.
     """
 
     subject: str
@@ -48,7 +49,7 @@ def outcome(subject, check, *arguments, seed=0):
             torch.manual_seed(seed)
             check(*arguments)
     except NotApplicable as reason:
-        return Result(subject, name, True, f"not applicable: {reason}")
+        return Result(subject, name, True, NOT_APPLICABLE + str(reason))
     except ZooError as failure:
         return Result(subject, name, False, str(failure))
     except Exception as error:

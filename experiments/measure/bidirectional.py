@@ -8,6 +8,7 @@ Source: Grosse, Ghahramani & Adams 2015, Sandwiching the marginal likelihood usi
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +26,14 @@ class TwoSided:
 
     x: (n, d) the simulated rows, latents: {name: (n, ...)} what made them; for a joint problem
     every unit is a data set, so x is (units, n, d) and what stands outside the plate (units, ...).
+    guide: where the paths began, with an answer for x; None where that was the prior.
     """
 
     lower: Bound
     upper: Bound
     x: torch.Tensor
     latents: dict
+    guide: Callable | None
 
     @property
     def width(self):
@@ -84,9 +87,9 @@ def bdmc(problem, guide=None, num_units=100, seed=0, **setting):
     value, se = log_mean(-down)
     bounds = Bound(*log_mean(up), len(up)), Bound(-value, se, len(up))
     if not problem.joint:
-        return TwoSided(*bounds, *drawn[0])
+        return TwoSided(*bounds, *drawn[0], *guides)
     latents = {name: torch.stack([d[1][name] for d in drawn]) for name in drawn[0][1]}
-    return TwoSided(*bounds, torch.stack([x for x, _ in drawn]), latents)
+    return TwoSided(*bounds, torch.stack([x for x, _ in drawn]), latents, None)
 
 
 def evidence_interval(problem, guide, x, num_draws=5000, num_units=100, seed=0, **setting):
@@ -109,7 +112,7 @@ def evidence_interval(problem, guide, x, num_draws=5000, num_units=100, seed=0, 
         if problem.joint:  # the upper end stays that of annealing
             width = width - (importance.mean - annealing.mean)
         else:
-            own = answering(problem, guide, simulated.x)
+            own = simulated.guide if start is guide else answering(problem, guide, simulated.x)
             width = simulated.upper.value - iwae(problem, own, simulated.x, num_draws, seed).value
     se = width.std().item() / math.sqrt(len(width)) if len(width) > 1 else math.nan
     return Interval(chosen, method, width.mean().item(), se)
@@ -129,4 +132,6 @@ def answering(problem, guide, x):
     """The guide itself, or for a table one fitted to the rows of x."""
     if guide is None:
         return None
-    return fit_rows(problem, guide, x).guide if getattr(guide, "tabular", False) else guide
+    return (
+        fit_rows(problem, guide, x, restarts=1).guide if getattr(guide, "tabular", False) else guide
+    )

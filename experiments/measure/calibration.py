@@ -19,7 +19,8 @@ import torch
 
 from experiments.measure.bands import Uniformity
 from experiments.measure.elbo import Estimate, draw
-from experiments.measure.rows import RULE, Frozen, fit_rows, joint_config
+from experiments.measure.frozen import Frozen
+from experiments.measure.rows import RULE, fit_rows, joint_config
 from experiments.measure.simulation import simulate, training_rows
 from experiments.measure.streams import seeds, stream
 from experiments.svi.loop import train
@@ -116,9 +117,9 @@ def calibrate(problem, guide, num_simulations=1000, num_draws=99, seed=0, level=
     """Simulation-based calibration of a guide under the model's parameters as they are.
 
     A guide that answers new data does so in one pass; a table gets rows fitted to every
-    simulated datum by `rule`.  A joint problem is simulated as a whole, as many rows as it has to
-    train on, and the guide fitted anew to each: that costs num_simulations fits in turn, so take
-    fewer of both.  Returns a Calibration.
+    simulated datum.  A joint problem is simulated as a whole, as many rows as it has to
+    train on, and the guide fitted anew to each by `rule`: that costs num_simulations fits in turn,
+    so take fewer of both.  Returns a Calibration.
 
     Raises ZooError for no simulation, numbers of draws between whose ranks no 50 % and 90 %
     intervals end, or a likelihood whose rows cannot be simulated.
@@ -130,7 +131,7 @@ def calibrate(problem, guide, num_simulations=1000, num_draws=99, seed=0, level=
         first, second, third = seeds(seed, 3)
         like = training_rows(problem, num_simulations)
         truth, log_p, x = simulate(problem, like, first)
-        answer = _answer(problem, guide, x, rule)
+        answer = _answer(problem, guide, x)
         with explained(f"the guide does not run on {num_simulations} simulated rows"):
             draws = draw(problem.model, answer, x, num_draws, second)
         found = _quantities(problem, draws.latents, draws.log_p.double(), lead=2)
@@ -150,10 +151,10 @@ def holm(p_values):
     return {name: adjusted[name] for name in p_values}
 
 
-def _answer(problem, guide, x, rule):
+def _answer(problem, guide, x):
     """A guide with an answer for the simulated rows x."""
     if getattr(guide, "tabular", False):
-        return fit_rows(problem, guide, x, rule=rule).guide
+        return fit_rows(problem, guide, x, restarts=1).guide
     return guide
 
 

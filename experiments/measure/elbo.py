@@ -10,7 +10,7 @@ from pyro.distributions import Delta
 
 from experiments.measure.streams import stream
 from zoo.errors import explained, require
-from zoo.problem import sample_sites
+from zoo.problem import base_distribution, sample_sites
 
 CELLS_AT_ONCE = 60_000  # draws x data in one pass, which bounds the memory
 
@@ -61,7 +61,7 @@ def draw(model, guide, x, num_draws, seed=0, index=None, need_log_q=True):
     at_once = max(1, CELLS_AT_ONCE // (len(x) if index is None else len(index)))
     with stream(seed, x.device):
         sizes = [min(at_once, num_draws - done) for done in range(0, num_draws, at_once)]
-        return _join([_draw(model, guide, x, index, size, need_log_q) for size in sizes])
+        return _join([run_pair(model, guide, x, size, index, need_log_q) for size in sizes])
 
 
 def elbo(draws):
@@ -81,7 +81,9 @@ def log_weights(problem, guide, x, num_draws, seed=0):
     return draws.total_log_weight[:, None] if problem.joint else draws.log_weight
 
 
-def _draw(model, guide, x, index, size, need_log_q):
+def run_pair(model, guide, x, size, index=None, need_log_q=True):
+    """`size` draws in one pass, by the stream and with the gradients of those who call: Draws."""
+
     def vectorized(program):
         with pyro.plate("draws", size, dim=-2):
             return program(x, index)
@@ -130,13 +132,8 @@ def _points(guide_trace):
     """The latents that the guide puts at a point: Deltas that no auxiliary site feeds."""
     sites = sample_sites(guide_trace)
     auxiliary = any(site["infer"].get("is_auxiliary") for site in sites)
-    return [s["name"] for s in sites if _is_delta(s["fn"]) and not (auxiliary and _varies(s))]
-
-
-def _is_delta(fn):
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
+    points = [site for site in sites if isinstance(base_distribution(site["fn"]), Delta)]
+    return [site["name"] for site in points if not (auxiliary and _varies(site))]
 
 
 def _varies(site):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from pyro.infer import MCMC, NUTS
 
-from experiments.measure.rows import Frozen
-from experiments.svi.loop import isolated
+from experiments.measure.frozen import Frozen
+from experiments.measure.streams import stream
 from zoo.errors import require
 
 
@@ -80,9 +80,7 @@ def sample(
 def _chain(problem, transitions, warmup, seed, options):
     """One chain: draws of every latent, energies, and the number of divergences."""
     x = problem.data.train
-    gpus = [x.device] if x.is_cuda else []
-    with torch.random.fork_rng(gpus), isolated(), _double():
-        torch.manual_seed(seed)
+    with stream(seed, x.device), _double():
         kernel = RecordedNUTS(Frozen(problem.model).double(), **options)
         run = MCMC(kernel, transitions, warmup, disable_progbar=True)
         run.run(x.double())

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch.distributions import biject_to
 
-from experiments.measure.rows import Frozen
+from experiments.measure.frozen import Frozen
 from experiments.svi.run import as_module
 from zoo.errors import require
 from zoo.problem import sample_sites

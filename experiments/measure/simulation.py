@@ -3,7 +3,7 @@
 import torch
 from pyro import poutine
 
-from experiments.measure.rows import Frozen
+from experiments.measure.frozen import Frozen
 from experiments.measure.streams import stream
 from zoo.errors import explained, require
 from zoo.problem import sample_sites

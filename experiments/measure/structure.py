@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 
 from zoo.errors import explained, require
-from zoo.problem import sample_sites
+from zoo.problem import base_distribution, sample_sites
 
 DRAWS = "_draws"  # the plate of draws in a parallel run
 
@@ -112,7 +112,7 @@ def is_deterministic(site):
 
 def is_data(site):
     """Whether a site observes data: no factor, and nothing deterministic."""
-    factor = isinstance(_base(site["fn"]), dist.Unit)
+    factor = isinstance(base_distribution(site["fn"]), dist.Unit)
     return site["is_observed"] and not factor and not is_deterministic(site)
 
 
@@ -174,7 +174,7 @@ def _check_points(pair, guide):
     """Refuse a latent that is the same point in every draw, as a delta guide's are."""
     again = None
     for site in sample_sites(guide):
-        if isinstance(_base(site["fn"]), dist.Delta) and not site["is_observed"]:
+        if isinstance(base_distribution(site["fn"]), dist.Delta) and not site["is_observed"]:
             again = again or _trace(pair, pair.guide, "the guide")
             require(
                 not torch.equal(site["value"], again.nodes[site["name"]]["value"]),
@@ -202,11 +202,5 @@ def _splits(plate, model, guide):
     inside, wanted = local(guide), local(model)
     names = {n for n in inside if not inside[n]["infer"].get("is_auxiliary")}
     # A joint autoguide draws all latents outside the plate, and copies them into it as deltas.
-    copies = any(isinstance(_base(inside[name]["fn"]), dist.Delta) for name in names)
+    copies = any(isinstance(base_distribution(inside[name]["fn"]), dist.Delta) for name in names)
     return names == set(wanted) & set(guide.nodes) != set() and (not copies or names < set(inside))
-
-
-def _base(fn):
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pyro
 import torch
 from matplotlib.figure import Figure
+from pyro import poutine
 
 from experiments.measure.elbo import draw
+from experiments.measure.streams import stream
 from experiments.report.table import rows
 
 GUIDE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -147,17 +150,12 @@ def pictures(model, group, columns=12):
 
 def _prior_means(problem, count):
     """E[x given z] at draws of the latents from the prior: (count, d)."""
-    import pyro
-    from pyro import poutine
-
-    from experiments.svi.loop import isolated
 
     def several():
         with pyro.plate("draws", count, dim=-2):
             problem.model()
 
-    with torch.random.fork_rng([]), isolated():
-        torch.manual_seed(0)
+    with stream(0, torch.device("cpu")):
         trace = poutine.trace(several).get_trace()
     latents = {latent.name: trace.nodes[latent.name]["value"] for latent in problem.latents}
     return problem.predictive_mean(problem.model, **latents).reshape(count, -1)
