@@ -31,7 +31,7 @@ from zoo.errors import require
 
 PASSES = 300  # evaluations of a datum's bound in a search, at most
 ROUGH, TOLERANCE = 1e-3, 1e-4  # nats that a step must foretell for a search to go on
-SCATTERED = 32  # rows of which a restart takes the best
+SCATTERED = 128  # rows of which a restart takes the best
 POINTS = 16  # of the noise of the rough search, at least
 FOLDS = 4  # times as many for the fine one, and to judge by
 FLOATS_AT_ONCE = 2**21  # of draws x rows x columns
