@@ -21,19 +21,21 @@ class BernoulliVector(TorchDistribution):
         self.logits = logits
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
 
+    def expand(self, batch_shape, _instance=None):
+        """The same with a larger batch, whose logits are not repeated."""
+        new = type(self)(self.logits, validate_args=False)
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
     @property
     def mean(self):
         """Probabilities of ones, (..., d)."""
-        return self.logits.sigmoid()
+        return self.logits.sigmoid().expand(self.batch_shape + self.event_shape)
 
     @property
     def variance(self):
         """(..., d)."""
         return self.mean * (1 - self.mean)
-
-    def expand(self, batch_shape, _instance=None):
-        """The same with a larger batch."""
-        return type(self)(self.logits.expand(*batch_shape, -1), validate_args=False)
 
     def sample(self, sample_shape=()):
         """Vectors of 0 and 1: (*sample_shape, ..., d)."""
@@ -45,7 +47,8 @@ class BernoulliVector(TorchDistribution):
         """Log probabilities of vectors (..., d), in nats: (...)."""
         if self._validate_args:
             self._validate_sample(value)
-        return _dot(self.logits, value) - softplus(self.logits).sum(-1)
+        found = _dot(self.logits, value) - softplus(self.logits).sum(-1)
+        return found.expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-1]))
 
 
 def _dot(logits, value):
