@@ -25,7 +25,6 @@ SMALL = [
 SMALL += [replace(case, model="gaussian_lvm") for case in SMALL]
 SMALL += [replace(case, model="vae", hidden=(5, 3)) for case in SMALL[2:]]
 COMPILED = ("handwritten_compiled", "compiled", "fused")
-UNWIRED = ("compiled", "fused")
 NAMES = [name for name in contenders.CONTENDERS if name not in COMPILED]
 EPOCHS = 20
 
@@ -150,12 +149,8 @@ def test_steps_go_on_where_the_last_ended():
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("guide", cases.GUIDES)
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_contenders_take_the_same_steps_or_say_why_not(name, guide):
+def test_compiled_contenders_take_the_same_steps(name, guide):
     case = off_start(Case("bernoulli_mixture", guide, 60, (), 60, 7, learning_rate=0.03))
-    if name in UNWIRED:
-        with pytest.raises(Absent, match="not wired here yet"):
-            contenders.prepare(Entry(case, name))
-        return
     steps = contenders.prepare(Entry(case, name))
     by_hand = handwritten.prepare(case)
     expected = [by_hand(1) for _ in range(20)]
