@@ -12,7 +12,7 @@ from experiments.measure.evidence import iwae
 from experiments.measure.pareto import pareto_k
 from experiments.measure.rows import fit_rows
 from experiments.svi.compiled_elbo import CompiledTrace_ELBO, CompiledTraceEnum_ELBO
-from experiments.svi.fit import fit
+from experiments.svi.fit import fit, sweep
 
 __all__ = [
     "CompiledTraceEnum_ELBO",
@@ -30,4 +30,5 @@ __all__ = [
     "from_svi",
     "iwae",
     "pareto_k",
+    "sweep",
 ]

@@ -99,6 +99,7 @@ def _train_compiled(runs, fused, after_steps):
         after_steps(runs)
         pace = (time.perf_counter() - started) / count
         chunk = max(1, min(2 * chunk, int(CHUNK_SECONDS / pace)))
+    fused.release()
 
 
 def advance(runs, fused, at_most):
@@ -106,8 +107,7 @@ def advance(runs, fused, at_most):
     fused.shuffle()
     count = min(at_most, KEPT, *(_steps_alone(run) for run in runs if run.alive))
     started = time.perf_counter()
-    for _ in range(count):
-        fused.run()
+    fused.run(count)
     losses, steps = fused.losses(), fused.tensors["step"].tolist()
     seconds = (time.perf_counter() - started) / len(runs)
     for run, kept, step in zip(runs, losses, steps, strict=True):

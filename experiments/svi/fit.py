@@ -101,10 +101,43 @@ def fit(problem, guide, steps=2000, seeds=1, device="auto", out=None, resume=Fal
     minibatches = config.takes_minibatches(len(problem.data.train))
     refuse_traps(problem, as_module(guide, problem), minibatches)
     runs = fit_seeds(problem, guide, config, seeds, device, out, resume)
+    _raise_first_error(runs)
+    return collect(problem, config, runs)
+
+
+def sweep(problem, guide, learning_rates, seeds=1, steps=2000, device="auto", **options):
+    """{rate: Fit}: every seed at every learning rate, all trained as one program.
+
+    A seed draws the same noise and batches at every rate.  Arguments are those of `fit`, whose
+    learning_rate they replace; a table's rows keep their row_learning_rate.
+    Raises as `fit` does.
+    """
+    require(
+        isinstance(learning_rates, list | tuple)
+        and len(set(learning_rates)) == len(learning_rates) > 0,
+        f"learning_rates must list rates that differ, got {learning_rates!r}",
+    )
+    configs = [
+        resolve(validated(FitConfig, steps=steps, learning_rate=rate, **options), problem)
+        for rate in learning_rates
+    ]
+    device, seeds = devices.resolve(device), seed_list(seeds)
+    minibatches = configs[0].takes_minibatches(len(problem.data.train))
+    refuse_traps(problem, as_module(guide, problem), minibatches)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        runs = [Run.start(problem, guide, c, seed, device) for c in configs for seed in seeds]
+        train(runs, problem)
+    _raise_first_error(runs)
+    return {
+        config.learning_rate: collect(problem, config, [r for r in runs if r.config is config])
+        for config in configs
+    }
+
+
+def _raise_first_error(runs):
     for run in runs:
         if run.error is not None:
             raise run.error
-    return collect(problem, config, runs)
 
 
 def fit_seeds(problem, guide, config, seeds, device, out=None, resume=False, report=None):

@@ -15,6 +15,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from experiments.svi import noise
 from experiments.svi.compiler import compile_graph
 from experiments.svi.estimators import elbo
+from experiments.svi.launch import repeated
 from experiments.svi.loop import isolated
 from experiments.svi.record import record, update_in_place
 from experiments.svi.recordable import recordable
@@ -47,7 +48,7 @@ class Fused:
         self.run = None
 
     def compile(self):
-        """Record and compile the step; afterwards `run()` takes it for all seeds.
+        """Record and compile the step; afterwards `run(count)` takes it for all seeds.
 
         Raises CannotRecord or CannotCompile.
         """
@@ -62,7 +63,7 @@ class Fused:
         update_in_place(graph, {i: names.index(name) for i, name in enumerate(new)})
         inputs = [tensor.detach() for tensor in [*self.tensors.values(), *held]]
         compiled = compile_graph(graph, inputs)
-        self.run = lambda: compiled(inputs)
+        self.run = repeated(lambda: compiled(inputs), self.tensors["step"].device)
         self.compile_seconds = time.perf_counter() - started
 
     def shuffle(self):
@@ -90,6 +91,12 @@ class Fused:
             ("fall", [0.1**run.flats for run in self.runs]),
         ):
             self.tensors[name].copy_(torch.tensor(values, device=device))
+
+    def release(self):
+        """Give every run memory of its own again."""
+        for run in self.runs:
+            for parameter in run.modules.parameters():
+                parameter.data = parameter.data.clone()
 
     def optimizer_tensors(self, seed):
         """The optimizer's state of a seed's parameters, named as torch's optimizers name it."""
