@@ -90,7 +90,7 @@ def test_recording_leaves_everything_as_it_was():
 
 def test_held_tensors_are_inputs_by_identity():
     x = torch.rand(3, 3)
-    graph, held = record(lambda x: (LAYER(x) * HELD + x,), [x])
+    _, held = record(lambda x: (LAYER(x) * HELD + x,), [x])
     assert [any(h is t for t in (LAYER.weight, LAYER.bias, HELD)) for h in held] == [True] * 3
     _, held = record(lambda a, b: (a * b, a + LAYER.weight), [x, LAYER.weight])
     assert held == []
@@ -217,5 +217,5 @@ def test_what_makes_no_library_is_compiled_for_this_process(monkeypatch):
     torch.set_rng_state(state)
     torch.testing.assert_close(run([torch.ones(2), *held])[0], expected)
     monkeypatch.setattr(compiler, "_in_memory", refuse)
-    with pytest.raises(CannotCompile, match="^RuntimeError: no library$"):
+    with pytest.raises(CannotCompile, match=r"^RuntimeError: no library$"):
         compile_graph(graph, [torch.ones(2), *held])

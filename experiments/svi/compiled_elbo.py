@@ -143,7 +143,7 @@ class Call:
                     return "an argument is sparse"
             elif not isinstance(leaf, SCALARS):
                 return f"an argument is a {type(leaf).__name__}, whose content nobody watches"
-        if not all(type(handler) is TraceMessenger for handler in _PYRO_STACK):
+        if not all(type(h) is TraceMessenger and h.param_only for h in _PYRO_STACK):
             return "it is called inside of another Pyro handler"
         return None if torch.is_grad_enabled() else "gradients are switched off"
 

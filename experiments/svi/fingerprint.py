@@ -181,6 +181,9 @@ class Sights:
                 if len(self._numbers) > KNOWN:
                     self._numbers.popitem(last=False)
             self._now[pair] = self._numbers[sight.tokens][0], sight
+            if len(self._now) > KNOWN:
+                self._restless.discard(oldest := next(iter(self._now)))
+                del self._now[oldest]
         return self._now[pair][0]
 
     def mark(self, pair):
