@@ -357,10 +357,10 @@ def enumerated_guide():
 
     @pyro.infer.config_enumerate
     def guide(y):
-        kinds = pyro.param("kinds", torch.eye(4, 3) + 0.2, constraint=constraints.simplex)
-        weights = kinds * torch.tensor([1.0, 1.0, 0.0])
+        logits = pyro.param("kinds", torch.eye(4, 3))
+        allowed = torch.tensor([0.0, 0.0, -torch.inf])
         with pyro.plate("row", len(y)):
-            pyro.sample("kind", dist.Categorical(weights))
+            pyro.sample("kind", dist.Categorical(logits=logits + allowed))
 
     def model(y):
         locs = pyro.param("locs", lambda: torch.randn(3))

@@ -258,6 +258,10 @@ def edit_closure(monkeypatch, values):
     values["scale"] = 3.0
 
 
+def edit_cell(monkeypatch, values):
+    values["rebind"]()
+
+
 @pytest.mark.parametrize(
     "edit",
     [
@@ -268,11 +272,18 @@ def edit_closure(monkeypatch, values):
         edit_class,
         edit_method,
         edit_closure,
+        edit_cell,
     ],
 )
 def test_edited_code_is_not_served_from_the_old_recording(edit, uncompiled, monkeypatch):
-    values, edited = {"scale": 1.0}, Edited().eval()
-    model = partial(lambda module, y: poutine.scale(module, scale=values["scale"])(y), edited)
+    rate, edited = 1.0, Edited().eval()
+
+    def rebind():
+        nonlocal rate
+        rate = 2.0
+
+    values = {"scale": 1.0, "rebind": rebind}
+    model = partial(lambda m, y: poutine.scale(m, scale=rate * values["scale"])(y), edited)
     y, ours, eager = torch.randn(4), CompiledTrace_ELBO(fallback_random=True), Trace_ELBO()
 
     def losses(count):
