@@ -68,15 +68,15 @@ class Compiled:
         self._news = 0
         self._steps.move_to_end(key)
         if step.run is None and step.reason is None:
-            self._compile(step, call)
-            if call.key(self._sights)[0] != key[0]:
-                self._sights.mark(call.pair)
-                step.reason = self._sights.restless(call.pair)
+            self._compile(step, call, key)
         return step if step.reason is None else self._eager(step.reason)
 
-    def _compile(self, step, call):
+    def _compile(self, step, call, key):
         try:
             step.record(self, call)
+            if call.key(self._sights)[0] != key[0]:
+                self._sights.mark(call.pair)
+                raise CannotRecord(self._sights.restless(call.pair))
             step.run = compile_graph(step.graph, step.inputs(call.tensors), self.fallback_random)
         except (CannotRecord, CannotCompile) as error:
             step.reason = str(error)
