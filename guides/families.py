@@ -1,7 +1,8 @@
 """Families: which distributions q over one latent may be, as maps from a row of parameters.
 
 A family is built for one latent.  It says how many numbers a row has (`num_parameters`), where a
-row starts (`initial_row`), and which distribution a row stands for (`__call__`).
+row, or a batch of them, starts (`initial_row`), and which distribution a row stands for
+(`__call__`).
 """
 
 import math
@@ -28,9 +29,10 @@ class DiagonalNormal:
         self.size = math.prod(self.shape)
         self.num_parameters = 2 * self.size
 
-    def initial_row(self):
-        """A small random loc, unit scale: (2 * size,)."""
-        return torch.cat([0.1 * torch.randn(self.size), torch.zeros(self.size)])
+    def initial_row(self, *batch):
+        """A small random loc, unit scale: (*batch, 2 * size)."""
+        loc = 0.1 * torch.randn(*batch, self.size)
+        return torch.cat([loc, torch.zeros_like(loc)], -1)
 
     def __call__(self, rows):
         """The distribution of each row: rows (..., 2 * size), batch (...)."""
@@ -56,11 +58,10 @@ class FullRank:
         self.size = math.prod(self.shape)
         self.num_parameters = 2 * self.size + self.size * (self.size - 1) // 2
 
-    def initial_row(self):
-        """A small random loc, unit scale, no correlation: (num_parameters,)."""
-        return torch.cat(
-            [0.1 * torch.randn(self.size), torch.zeros(self.num_parameters - self.size)]
-        )
+    def initial_row(self, *batch):
+        """A small random loc, unit scale, no correlation: (*batch, num_parameters)."""
+        loc = 0.1 * torch.randn(*batch, self.size)
+        return torch.cat([loc, loc.new_zeros(*batch, self.num_parameters - self.size)], -1)
 
     def __call__(self, rows):
         """The distribution of each row: rows (..., num_parameters), batch (...)."""
@@ -90,9 +91,9 @@ class Delta:
         self.transform, self.shape = unconstrained(latent)
         self.num_parameters = math.prod(self.shape)
 
-    def initial_row(self):
-        """A small random place: (num_parameters,)."""
-        return 0.1 * torch.randn(self.num_parameters)
+    def initial_row(self, *batch):
+        """A small random place: (*batch, num_parameters)."""
+        return 0.1 * torch.randn(*batch, self.num_parameters)
 
     def __call__(self, rows):
         """The point of each row: rows (..., num_parameters), batch (...)."""
@@ -115,9 +116,9 @@ class Categorical:
             )
         self.num_parameters = latent.num_values
 
-    def initial_row(self):
-        """The uniform distribution: (K,)."""
-        return torch.zeros(self.num_parameters)
+    def initial_row(self, *batch):
+        """The uniform distribution: (*batch, K)."""
+        return torch.zeros(*batch, self.num_parameters)
 
     def __call__(self, rows):
         """The distribution of each row: rows (..., K), batch (...)."""

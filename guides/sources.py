@@ -40,8 +40,7 @@ class Table(nn.Module):
     def reset_parameters(self):
         """Every row at the family's start."""
         with torch.no_grad():
-            num_data = self.rows.num_embeddings
-            self.rows.weight.copy_(torch.stack([self.initial_row() for _ in range(num_data)]))
+            self.rows.weight.copy_(self.initial_row(self.rows.num_embeddings))
 
     def sparse(self):
         """Make the gradient sparse."""

@@ -217,7 +217,4 @@ def restricted(problem, guide, x, index):
 def _initial(guide, num_data, device):
     """The family's own start for every datum."""
     families = {la.name: guide.families[la.name] for la in guide.latents if la.local}
-    return {
-        name: torch.stack([family.initial_row() for _ in range(num_data)]).to(device)
-        for name, family in families.items()
-    }
+    return {name: family.initial_row(num_data).to(device) for name, family in families.items()}

@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch._inductor.inductor_prims import force_stride_order
 from torch.nn.utils.stateless import _reparametrize_module
 
 from experiments.svi import noise
@@ -29,9 +30,10 @@ KEPT = 256
 class Fused:
     """The step of several runs of one problem and config, S of them.
 
-    tensors: everything that a step reads, by name, and some that it writes: "parameters", all of
-    a seed's dense parameters in a row (S, p), and each table (S, n, q), with their moments beside
-    them under "NAME|MOMENT"; "step", "alive" (S,); "losses" (S, KEPT), in nats a datum.
+    tensors: everything that a step reads, by name, and some that it writes.  "parameters" holds
+    all of a seed's dense parameters in a row, (S, p), and "parameters|MOMENT" their moments.  A
+    table is (S, n, 3 q): beside a row's q parameters stand their moments, so that a step fetches
+    all of a row from one place in memory.  "step", "alive" (S,); "losses" (S, KEPT), nats a datum.
     """
 
     def __init__(self, runs, problem):
@@ -40,7 +42,9 @@ class Fused:
         self.moments = STATE[self.config.optimizer]
         named = dict(self.modules.named_parameters())
         self.frozen = [name for name, p in named.items() if not p.requires_grad]
-        self.tables = _tables(self.modules) if self.batches.minibatches else {}
+        self.every_table = _tables(self.modules)
+        # Where every step takes all rows, a table is as dense as other parameters.
+        self.tables = self.every_table if self.batches.minibatches else {}
         known = {*self.frozen, *self.tables}
         self.dense = {name: p.shape for name, p in named.items() if name not in known}
         self.tensors = self._changing() | self._fixed()
@@ -106,18 +110,22 @@ class Fused:
             if self.moments:
                 found[f"{name}|step"] = step
             for moment in self.moments:
-                found[f"{name}|{moment}"] = self._view(name, seed, f"|{moment}")
+                found[f"{name}|{moment}"] = self._view(name, seed, moment)
         return found
 
     def _changing(self):
         """What a step changes."""
         states = [dict(run.modules.named_parameters()) for run in self.runs]
         flat = [torch.cat([s[n].detach().flatten() for n in self.dense]) for s in states]
-        tensors = {"parameters": torch.stack(flat)} if self.dense else {}
-        tensors |= {n: torch.stack([s[n].detach() for s in states]) for n in self.tables}
-        for name in list(tensors):
+        tensors = {}
+        if self.dense:
+            tensors["parameters"] = torch.stack(flat)
             for moment in self.moments:
-                tensors[f"{name}|{moment}"] = torch.zeros_like(tensors[name])
+                tensors[f"parameters|{moment}"] = torch.zeros_like(tensors["parameters"])
+        for name in self.tables:
+            rows = torch.stack([state[name].detach() for state in states])
+            moments = [torch.zeros_like(rows) for _ in self.moments]
+            tensors[name] = torch.cat([rows, *moments], -1)
         device = self.runs[0].data.device
         tensors["step"] = torch.tensor([run.step for run in self.runs], device=device)
         tensors["alive"] = torch.tensor([run.alive for run in self.runs], device=device)
@@ -156,16 +164,22 @@ class Fused:
                 parameter.data = self._view(name, seed)
                 for moment in self.moments:
                     if f"{name}|{moment}" in known:
-                        self._view(name, seed, f"|{moment}").copy_(known[f"{name}|{moment}"])
+                        self._view(name, seed, moment).copy_(known[f"{name}|{moment}"])
             run.optimizer_tensors = lambda seed=seed: self.optimizer_tensors(seed)
             if self.batches.minibatches:
                 run.batches.order = self.tensors["order"][seed]
 
-    def _view(self, name, seed, moment=""):
+    def _view(self, name, seed, moment=None):
         """A seed's parameter, or one of its moments, where it stands in the stacked tensors."""
         if name in self.tables:
-            return self.tensors[name + moment][seed]
-        return self._split(self.tensors["parameters" + moment])[name][seed]
+            place = 0 if moment is None else 1 + self.moments.index(moment)
+            return self._parts(self.tensors[name])[place][seed]
+        key = "parameters" if moment is None else f"parameters|{moment}"
+        return self._split(self.tensors[key])[name][seed]
+
+    def _parts(self, rows):
+        """A table's parameters and their moments: (..., 3 q) -> three of (..., q)."""
+        return rows.chunk(1 + len(self.moments), -1)
 
     def _split(self, flat):
         """The dense parameters in rows of numbers: (S, p) -> {name: (S, ...)}."""
@@ -179,8 +193,9 @@ class Fused:
         """The new values of everything that a step changes, by name."""
         index, step = self._index(old), old["step"]
         blocks = {name: _rows(old[name], index) for name in self.tables}
-        dense = self._split(old["parameters"]) if self.dense else {}
-        leaves = {n: v.detach().requires_grad_() for n, v in (dense | blocks).items()}
+        values = self._split(old["parameters"]) if self.dense else {}
+        values |= {name: self._parts(block)[0] for name, block in blocks.items()}
+        leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
         losses, surrogates = self._each(leaves, index, old)
         found = torch.autograd.grad(
             surrogates.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
@@ -198,20 +213,20 @@ class Fused:
         new = {"alive": alive, "step": step + alive, "losses": self._noted(losses, old)}
         at = old["schedule"].index_select(0, step.clamp(max=self.config.steps - 1))
         for name, gradient in gradients.items():
-            new |= self._updated(name, gradient, index, alive, at, old)
+            new |= self._updated(name, gradient, blocks.get(name), index, alive, at, old)
         return new
 
-    def _updated(self, name, gradient, index, alive, at, old):
+    def _updated(self, name, gradient, block, index, alive, at, old):
         """New values of one block of parameters and of its moments, by name."""
-        sparse = name in self.tables
+        sparse = block is not None
         keys = [name, *(f"{name}|{moment}" for moment in self.moments)]
-        before = [_rows(old[key], index) if sparse else old[key] for key in keys]
+        before = self._parts(block) if sparse else [old[key] for key in keys]
         rate = old["row_rate" if sparse else "rate"] * old["fall"] * at[:, 0]
         after = updated(self.config, before[0], before[1:], gradient, rate, at[:, 1:], sparse)
         living = alive.view(-1, *(1,) * (gradient.dim() - 1))
         after = [torch.where(living, now, was) for now, was in zip(after, before, strict=True)]
         if sparse:
-            after = [_with_rows(old[k], index, rows) for k, rows in zip(keys, after, strict=True)]
+            return {name: _with_rows(old[name], index, torch.cat(after, -1))}
         return dict(zip(keys, after, strict=True))
 
     def _noted(self, losses, old):
@@ -251,9 +266,9 @@ class Fused:
     def _filled(self, values):
         """The modules of the first run with these parameters, buffers and rows of tables."""
         with ExitStack() as stack:
-            for name, table in self.tables.items():
+            for name, table in self.every_table.items():
                 stack.enter_context(table.given(values[name]))
-            own = {name: value for name, value in values.items() if name not in self.tables}
+            own = {name: value for name, value in values.items() if name not in self.every_table}
             stack.enter_context(_reparametrize_module(self.modules, own))
             stack.enter_context(recordable())
             yield
@@ -278,7 +293,9 @@ def shuffled(seed, epoch, num_data, device):
 
 def _rows(table, index):
     """Rows of each seed's table: (S, n, q) at (S, b) -> (S, b, q)."""
-    return table.flatten(0, 1).index_select(0, _flat(table, index)).unflatten(0, index.shape)
+    rows = table.flatten(0, 1).index_select(0, _flat(table, index)).unflatten(0, index.shape)
+    # Fetched by a loop of its own, in which the processor waits for many rows at a time.
+    return force_stride_order(rows, rows.stride())
 
 
 def _with_rows(table, index, rows):
