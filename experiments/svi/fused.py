@@ -40,11 +40,10 @@ class Fused:
         self.moments = STATE[self.config.optimizer]
         named = dict(self.modules.named_parameters())
         self.frozen = [name for name, p in named.items() if not p.requires_grad]
-        self.tables = _tables(self.modules) if self.batches.minibatches else {}
+        self.tables = _tables(self.modules)
         known = {*self.frozen, *self.tables}
         self.dense = {name: p.shape for name, p in named.items() if name not in known}
         self.tensors = self._changing() | self._fixed()
-        self._share_memory()
         self.run = None
 
     def compile(self):
@@ -63,6 +62,8 @@ class Fused:
         update_in_place(graph, {i: names.index(name) for i, name in enumerate(new)})
         inputs = [tensor.detach() for tensor in [*self.tensors.values(), *held]]
         compiled = compile_graph(graph, inputs)
+        # Not before: where this fails, the runs are trained in another way.
+        self._share_memory()
         self.run = repeated(lambda: compiled(inputs), self.tensors["step"].device)
         self.compile_seconds = time.perf_counter() - started
 
@@ -104,7 +105,7 @@ class Fused:
         found = {}
         for name in [*self.dense, *self.tables]:
             if self.moments:
-                found[f"{name}|step"] = step
+                found[f"{name}|step"] = step.clone()
             for moment in self.moments:
                 found[f"{name}|{moment}"] = self._view(name, seed, f"|{moment}")
         return found
@@ -277,12 +278,16 @@ def shuffled(seed, epoch, num_data, device):
 
 
 def _rows(table, index):
-    """Rows of each seed's table: (S, n, q) at (S, b) -> (S, b, q)."""
+    """Rows of each seed's table: (S, n, q) at (S, b) -> (S, b, q); None takes all."""
+    if index is None:
+        return table
     return table.flatten(0, 1).index_select(0, _flat(table, index)).unflatten(0, index.shape)
 
 
 def _with_rows(table, index, rows):
     """The table with rows (S, b, q) at (S, b): written in place, once it is compiled."""
+    if index is None:
+        return rows
     flat = table.flatten(0, 1).index_put((_flat(table, index),), rows.flatten(0, 1))
     return flat.unflatten(0, table.shape[:2])
 
