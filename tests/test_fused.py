@@ -1,6 +1,5 @@
 """The fused step, as recorded, takes the steps that Pyro's SVI takes on the same noise."""
 
-
 import legit
 import pyro
 import pyro.distributions as dist
