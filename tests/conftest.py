@@ -92,3 +92,10 @@ def double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """The fused step runs as it was recorded, without the minute that a compiler takes."""
+    take_as_it_is = lambda graph, inputs: lambda given: list(graph(*given))  # noqa: E731
+    monkeypatch.setattr("experiments.svi.fused.compile_graph", take_as_it_is)

@@ -42,13 +42,10 @@ class Fused:
         self.moments = STATE[self.config.optimizer]
         named = dict(self.modules.named_parameters())
         self.frozen = [name for name, p in named.items() if not p.requires_grad]
-        self.every_table = _tables(self.modules)
-        # Where every step takes all rows, a table is as dense as other parameters.
-        self.tables = self.every_table if self.batches.minibatches else {}
+        self.tables = _tables(self.modules)
         known = {*self.frozen, *self.tables}
         self.dense = {name: p.shape for name, p in named.items() if name not in known}
         self.tensors = self._changing() | self._fixed()
-        self._share_memory()
         self.run = None
 
     def compile(self):
@@ -67,6 +64,8 @@ class Fused:
         update_in_place(graph, {i: names.index(name) for i, name in enumerate(new)})
         inputs = [tensor.detach() for tensor in [*self.tensors.values(), *held]]
         compiled = compile_graph(graph, inputs)
+        # Not before: where this fails, the runs are trained in another way.
+        self._share_memory()
         self.run = repeated(lambda: compiled(inputs), self.tensors["step"].device)
         self.compile_seconds = time.perf_counter() - started
 
@@ -108,7 +107,7 @@ class Fused:
         found = {}
         for name in [*self.dense, *self.tables]:
             if self.moments:
-                found[f"{name}|step"] = step
+                found[f"{name}|step"] = step.clone()
             for moment in self.moments:
                 found[f"{name}|{moment}"] = self._view(name, seed, moment)
         return found
@@ -266,9 +265,9 @@ class Fused:
     def _filled(self, values):
         """The modules of the first run with these parameters, buffers and rows of tables."""
         with ExitStack() as stack:
-            for name, table in self.every_table.items():
+            for name, table in self.tables.items():
                 stack.enter_context(table.given(values[name]))
-            own = {name: value for name, value in values.items() if name not in self.every_table}
+            own = {name: value for name, value in values.items() if name not in self.tables}
             stack.enter_context(_reparametrize_module(self.modules, own))
             stack.enter_context(recordable())
             yield
@@ -292,7 +291,9 @@ def shuffled(seed, epoch, num_data, device):
 
 
 def _rows(table, index):
-    """Rows of each seed's table: (S, n, q) at (S, b) -> (S, b, q)."""
+    """Rows of each seed's table: (S, n, q) at (S, b) -> (S, b, q); None takes all."""
+    if index is None:
+        return table
     rows = table.flatten(0, 1).index_select(0, _flat(table, index)).unflatten(0, index.shape)
     # Fetched by a loop of its own, in which the processor waits for many rows at a time.
     return force_stride_order(rows, rows.stride())
@@ -300,6 +301,8 @@ def _rows(table, index):
 
 def _with_rows(table, index, rows):
     """The table with rows (S, b, q) at (S, b): written in place, once it is compiled."""
+    if index is None:
+        return rows
     flat = table.flatten(0, 1).index_put((_flat(table, index),), rows.flatten(0, 1))
     return flat.unflatten(0, table.shape[:2])
 
