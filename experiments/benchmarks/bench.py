@@ -157,7 +157,7 @@ def time_compare(scratch, skipped):
     None where it fails, with a line for what was skipped.
     """
     command = [sys.executable, "-m", "experiments.cli", "compare", "--out", str(scratch / "card")]
-    own = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(scratch / "compare-cache")}
+    own = os.environ | worker.caches(scratch / "compare-cache")
     started = time.perf_counter()
     done = subprocess.run(command, env=own, capture_output=True, text=True)
     if done.returncode != 0:

@@ -18,9 +18,14 @@ SETTINGS = {
 
 
 def environment(device, cache=None):
-    """The variables a worker needs from before its start; cache: a folder for Inductor."""
-    own = SETTINGS | ({} if cache is None else {"TORCHINDUCTOR_CACHE_DIR": str(cache)})
+    """The variables a worker needs from before its start; cache: a folder for compiled code."""
+    own = SETTINGS | ({} if cache is None else caches(cache))
     return os.environ | own | ({"JAX_PLATFORMS": "cpu"} if device == "cpu" else {})
+
+
+def caches(folder):
+    """The variables that put all compiled code of a process under a folder."""
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder), "ZOO_CACHE": str(folder)}
 
 
 def hold_to_one_core():

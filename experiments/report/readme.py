@@ -1,9 +1,12 @@
-"""README's part that is made from the committed records.
+"""README's parts that are made from committed results: of comparisons, and of the benchmark.
 
-`python -m experiments.report.readme FOLDER ...` takes the records and figures of comparisons into
-experiments/results and makes that part anew; without folders it only makes it anew.
+`python -m experiments.report.readme FOLDER ...` takes what `zoo compare` or `zoo bench` left in
+folders into experiments/results and makes those parts anew; without folders it only makes them
+anew.
 """
 
+import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,13 +18,21 @@ from zoo.errors import require
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+BENCH = "bench"
 FIGURES = {
     "gaps.png": "Gaps to the exact evidence, split into what the family and what the encoder loses",
     "elbo.png": "The bound on the training data during training, against steps and seconds",
     "vae-latent-plane.png": "The VAE's plane: posterior means of the training digits by class",
     "vae-pictures.png": "Digits, their reconstructions, and draws from the prior",
 }
+
+
+def take_bench(folder):
+    """Copy a benchmark's page, figures and JSON to results/bench-DEVICE."""
+    device = json.loads((folder / "bench.json").read_text())["environment"]["device_type"]
+    target = RESULTS / f"{BENCH}-{device}"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(".*"))
 
 
 def take(folder):
@@ -49,7 +60,7 @@ def title_of(folder):
 def results_text():
     """Tables of every folder in experiments/results, and the figures of the card."""
     parts = []
-    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+    for folder in folders(bench=False):
         parts.append(markdown_table(title_of(folder), records.read(folder / "records.jsonl")))
         suite = folder.name.rpartition("-")[0]
         parts.append(f"Made by `zoo compare {suite} --out runs/{suite}`.\n")
@@ -61,17 +72,38 @@ def results_text():
     return "\n".join(parts)
 
 
+def bench_text():
+    """The page of every benchmark in experiments/results, its headings made smaller."""
+    parts = []
+    for folder in folders(bench=True):
+        _, _, page = (folder / "bench.md").read_text().partition("\n")
+        parts.append(re.sub("^## ", "### ", page.strip(), flags=re.MULTILINE) + "\n")
+        for path in sorted((folder / "figures").glob("*.png")):
+            words = f"Milliseconds a step against {path.stem}"
+            parts.append(f"![{words}]({path.relative_to(ROOT).as_posix()})\n")
+    return "\n".join(parts)
+
+
+def folders(bench):
+    """Folders of experiments/results: those of benchmarks, or of comparisons."""
+    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+    return [path for path in folders if path.name.startswith(f"{BENCH}-") == bench]
+
+
 def made_anew(readme):
-    """The README text with its results part made from the records."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{results_text()}\n{END}{after}"
+    """The README text with its made parts made from the committed results."""
+    for part, text in (("results", results_text()), (BENCH, bench_text())):
+        begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+        before, _, rest = readme.partition(begin)
+        _, _, after = rest.partition(end)
+        readme = f"{before}{begin}\n\n{text}\n{end}{after}"
+    return readme
 
 
 def main(folders):
-    """Take the comparisons in `folders`, and make README anew."""
-    for folder in folders:
-        take(folder)
+    """Take what stands in `folders`, and make README anew."""
+    for folder in map(Path, folders):
+        (take_bench if (folder / "bench.json").exists() else take)(folder)
     path = ROOT / "README.md"
     path.write_text(made_anew(path.read_text()))
 
