@@ -208,9 +208,9 @@ class Fused:
                 for name, s in self.dense.items()
             ]
             gradients["parameters"] = torch.cat(flat, 1)
-        alive = old["alive"] & losses.isfinite()
+        alive = _kept(old["alive"] & losses.isfinite())
         new = {"alive": alive, "step": step + alive, "losses": self._noted(losses, old)}
-        at = old["schedule"].index_select(0, step.clamp(max=self.config.steps - 1))
+        at = _kept(old["schedule"].index_select(0, step.clamp(max=self.config.steps - 1)))
         for name, gradient in gradients.items():
             new |= self._updated(name, gradient, blocks.get(name), index, alive, at, old)
         return new
@@ -220,7 +220,7 @@ class Fused:
         sparse = block is not None
         keys = [name, *(f"{name}|{moment}" for moment in self.moments)]
         before = self._parts(block) if sparse else [old[key] for key in keys]
-        rate = old["row_rate" if sparse else "rate"] * old["fall"] * at[:, 0]
+        rate = _kept(old["row_rate" if sparse else "rate"] * old["fall"] * at[:, 0])
         after = updated(self.config, before[0], before[1:], gradient, rate, at[:, 1:], sparse)
         living = alive.view(-1, *(1,) * (gradient.dim() - 1))
         after = [torch.where(living, now, was) for now, was in zip(after, before, strict=True)]
@@ -247,7 +247,7 @@ class Fused:
     def _each(self, leaves, index, old):
         """Losses and surrogates of every seed: (S,) each."""
         values = leaves | {name: old[name] for name in [*self.frozen, *self.buffers]}
-        key = noise.fold(noise.fold(old["seed"], 1), old["step"])
+        key = _kept(noise.fold(noise.fold(old["seed"], 1), old["step"]))
 
         def one(values, index, key):
             with self._filled(values), noise.Keyed(key):
@@ -290,13 +290,17 @@ def shuffled(seed, epoch, num_data, device):
     return torch.randperm(num_data, generator=generator, device=device)
 
 
+def _kept(tensor):
+    """The tensor itself, which compiled code makes once and keeps, not anew wherever it is read."""
+    return force_stride_order(tensor, tensor.stride())
+
+
 def _rows(table, index):
     """Rows of each seed's table: (S, n, q) at (S, b) -> (S, b, q); None takes all."""
     if index is None:
         return table
-    rows = table.flatten(0, 1).index_select(0, _flat(table, index)).unflatten(0, index.shape)
     # Fetched by a loop of its own, in which the processor waits for many rows at a time.
-    return force_stride_order(rows, rows.stride())
+    return _kept(table.flatten(0, 1).index_select(0, _flat(table, index)).unflatten(0, index.shape))
 
 
 def _with_rows(table, index, rows):
