@@ -4,7 +4,7 @@ DEVICE ?= auto
 RUNS ?= runs
 BIN := .venv/bin
 
-.PHONY: install compare test check mnist results readme clean
+.PHONY: install compare test check mnist bench results readme clean
 
 install: .venv/.installed
 
@@ -27,6 +27,10 @@ check: install
 
 mnist: install
 	$(BIN)/zoo compare mnist --out $(RUNS)/mnist --device $(DEVICE) --resume
+
+# A step of SVI side by side with what one would use instead; wants an idle machine.
+bench: install
+	$(BIN)/zoo bench --check --out $(RUNS)/bench --device $(DEVICE)
 
 # The committed records, and the part of README that is made from them; on a GPU:
 # make results DEVICE=cuda RUNS=runs-cuda

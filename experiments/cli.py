@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments.memory import keep_freed
 from zoo.errors import ZooError, unknown
 
 INTERRUPTED = 130  # the shell's status for a program that SIGINT ended
@@ -319,6 +320,7 @@ class Bar(Progress):
 
 def main(arguments=None):
     """Run the command; returns nothing, exits with its status."""
+    keep_freed()
     try:
         status = app(args=arguments, prog_name="zoo", standalone_mode=False)
     except (ZooError, ClickException) as error:

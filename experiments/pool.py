@@ -10,6 +10,7 @@ from multiprocessing.connection import wait
 
 import torch
 
+from experiments.memory import keep_freed
 from experiments.svi.interrupt import Interrupted, noticing
 from zoo.errors import ZooError
 
@@ -112,6 +113,7 @@ def _serve(pipe, function, threads):
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     torch.set_num_threads(threads)
+    keep_freed()
     last = 0.0
 
     def report(step):

@@ -69,6 +69,9 @@ def caption(records):
     )
     error = max((e for e in errors if e is not None), default=None)
     stated = "" if error is None else f"Largest stated error of an evidence: {error:.4f}. "
+    engines = sorted({r["cost"].get("engine", "eager") for r in done})
+    compiling = max((r["cost"].get("compile_seconds", 0.0) for r in done), default=0.0)
+    extra = f", beside compilation of up to {compiling:.0f} s a program" if compiling else ""
     met = sum(bool(r["measures"]["gaps"]["row_converged"]) for r in done)
     return (
         "Nats a datum; log evidence and gaps on held-out data under each fit's own parameters; "
@@ -78,7 +81,8 @@ def caption(records):
         "data, so its held-out rows are fitted and its amortization gap is 0 by definition. "
         f"{shared}{stated}{_interval_words(records)}"
         f"The searches for the best of the family met their rule in {met} of {len(done)} runs. "
-        f"{words}; seconds are those of training. Estimators: {', '.join(estimators)}. "
+        f"{words}; seconds are those of training, a program's shared by its seeds{extra}. "
+        f"Engines: {', '.join(engines)}. Estimators: {', '.join(estimators)}. "
         f"Device: {first['environment']['device']} ({first['config']['device']})."
     )
 
