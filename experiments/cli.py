@@ -253,12 +253,15 @@ def bench(
     case: Annotated[
         list[str], typer.Option("--case", metavar="TEXT", help="Cases with this in their name.")
     ] = [],  # noqa: B006
+    at_once: Annotated[
+        int, typer.Option(help="Cases timed at a time, each on its own core; more adds noise.")
+    ] = 1,
     device: Device = "cpu",
 ):
     """Time a step of SVI beside PyTorch by hand, Pyro and NumPyro; tables and figures."""
     from experiments.benchmarks.bench import bench as run
 
-    found = run(out, quick, check, device, case, console.print)
+    found = run(out, quick, check, device, case, at_once, console.print)
     print(found.page)
     console.print(f"tables, every figure and pictures: {out}")
     if check and not found.ok:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -55,14 +57,19 @@ class Bench:
         return passed and not any(check.status in bad for check in self.checks)
 
 
-def bench(out="runs/bench", quick=False, check=False, device="auto", names=(), say=print):
+def bench(
+    out="runs/bench", quick=False, check=False, device="auto", names=(), at_once=1, say=print
+):
     """Time the contenders; write OUT/bench.md, OUT/bench.json and OUT/figures/*.png.
 
     quick: fewer cases, contenders and rounds.  check: time `zoo compare` as well, which only the
-    checks need.  names: parts of the names of cases, all where empty.  say: told what goes on.
+    checks need.  names: parts of the names of cases, all where empty.  at_once: cases timed at the
+    same time, each on a core of its own.  say: told what goes on.
     Raises ZooError, before anything is written, for bad arguments.
     """
     device, folder = devices.resolve(device).type, Path(out)
+    most = len(os.sched_getaffinity(0)) if device == "cpu" and not quick else 1
+    require(1 <= at_once <= most, f"at-once must be from 1 to {most} here, got {at_once}")
     groups = plan(quick, device, names)
     require(not folder.exists() or folder.is_dir(), f"--out {folder} is a file; name a folder")
     prepare_folder(folder)
@@ -73,6 +80,7 @@ def bench(out="runs/bench", quick=False, check=False, device="auto", names=(), s
         "rounds": (QUICK if quick else FULL).rounds,
         "cache": "as found" if quick else "empty at the start",
         "environment": environment(device),
+        "at_once": at_once,
         "base": [],
         "tables": None,
         "skipped": _not_here(quick),
@@ -106,36 +114,47 @@ def time_groups(groups, result, environment, scratch, say):
     Raises ZooError where that leaves none.
     """
     effort, started = QUICK if result["quick"] else FULL, time.monotonic()
-    for number, (name, entries) in enumerate(groups.items(), 1):
-        say(f"{number}/{len(groups)} {name}")
+    cores = queue.SimpleQueue()
+    for core in range(result["at_once"]):
+        cores.put(core)
+
+    def found(name, entries):
+        core = cores.get()
+        say(f"{list(groups).index(name) + 1}/{len(groups)} {name}")
         left = None if effort.total is None else effort.total - (time.monotonic() - started)
         try:
-            group = time_group(entries, effort, environment, scratch, left)
+            return time_group(entries, effort, environment, scratch, core, left)
         except subprocess.TimeoutExpired:
-            result["skipped"].append(f"{name}: --quick has no more time")
-            continue
+            return f"{name}: --quick has no more time"
         except ZooError as error:
-            result["skipped"].append(f"{name}: {error}")
-            continue
-        if name == "tables":
+            return f"{name}: {error}"
+        finally:
+            cores.put(core)
+
+    with ThreadPoolExecutor(result["at_once"]) as pool:
+        groups_found = list(pool.map(found, groups, groups.values()))
+    for name, group in zip(groups, groups_found, strict=True):
+        if isinstance(group, str):
+            result["skipped"].append(group)
+        elif name == "tables":
             result["tables"] = group
         else:
             result["base"].append(group)
-    found = result["base"] or result["tables"]
-    require(found, f"nothing could be timed; {'; '.join(result['skipped'][-2:])}")
+    some = result["base"] or result["tables"]
+    require(some, f"nothing could be timed; {'; '.join(result['skipped'][-2:])}")
 
 
-def time_group(entries, effort, environment, scratch, left=None):
+def time_group(entries, effort, environment, scratch, core=0, left=None):
     """What a worker found: rows, operations_per_second, limit_milliseconds, core.
 
-    left: seconds until subprocess.TimeoutExpired.  Raises ZooError where the worker dies.
+    core: which of this process's cores it takes, counted from the last.  left: seconds until
+    subprocess.TimeoutExpired.  Raises ZooError where the worker dies.
     """
-    spec, out = scratch / "spec.json", scratch / "out.json"
+    spec, out = scratch / f"spec-{core}.json", scratch / f"out-{core}.json"
     out.unlink(missing_ok=True)
     described = [{"case": asdict(e.case), "contender": e.contender} for e in entries]
-    spec.write_text(
-        json.dumps({"entries": described, "rounds": effort.rounds, "seconds": effort.seconds})
-    )
+    task = {"rounds": effort.rounds, "seconds": effort.seconds, "core": core}
+    spec.write_text(json.dumps(task | {"entries": described}))
     command = [sys.executable, "-m", worker.__name__, str(spec), str(out)]
     left = None if left is None else max(left, 0)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=left)

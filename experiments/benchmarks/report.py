@@ -31,7 +31,7 @@ def caption(result):
     used = f"; CPU seconds a wall second: at most {max(cores):.2f}" if cores else ""
     return (
         f"Medians of {result['rounds']} rounds in which the contenders of a case take turns, "
-        "one process a case, "
+        f"one process a case, {_at_once(result)}"
         + ("held to one core and thread" if facts["device_type"] == "cpu" else "on the GPU")
         + f"{used}. Same starting parameters, batches of the same size, Adam at a constant rate; "
         "a step is one gradient step of all seeds together. "
@@ -44,6 +44,11 @@ def caption(result):
         f"python {facts['python']}; commit {facts['commit']}"
         f"{' and changes' if facts['dirty'] else ''}; command: {facts['command'] or 'none'}."
     )
+
+
+def _at_once(result):
+    count = result.get("at_once", 1)
+    return "" if count == 1 else f"{count} cases at a time, each "
 
 
 def groups(result):

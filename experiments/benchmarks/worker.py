@@ -28,11 +28,14 @@ def caches(folder):
     return {"TORCHINDUCTOR_CACHE_DIR": str(folder), "ZOO_CACHE": str(folder)}
 
 
-def hold_to_one_core():
-    """Let this process run on one core only, where the system can; which one, or None."""
+def hold_to_one_core(place=0):
+    """Let this process run on one core only, where the system can; which one, or None.
+
+    place: counted from the last of those it may take.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return None
-    core = max(os.sched_getaffinity(0))
+    core = sorted(os.sched_getaffinity(0))[-1 - place]
     os.sched_setaffinity(0, {core})
     return core
 
@@ -41,7 +44,7 @@ def main(spec_path, out_path):
     """Time the entries that the file SPEC lists, and write rows and limits to OUT."""
     spec = json.loads(Path(spec_path).read_text())
     device = spec["entries"][0]["case"]["device"]
-    core = hold_to_one_core() if device == "cpu" else None
+    core = hold_to_one_core(spec.get("core", 0)) if device == "cpu" else None
     import torch
 
     from experiments.benchmarks import contenders, limit, timing

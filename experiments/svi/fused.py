@@ -242,7 +242,7 @@ class Fused:
             return None
         start = old["step"] % self.batches.steps_per_epoch * self.batches.size
         places = start[:, None] + torch.arange(self.batches.size, device=start.device)
-        return old["order"].gather(1, places)
+        return _kept(old["order"].gather(1, places))
 
     def _each(self, leaves, index, old):
         """Losses and surrogates of every seed: (S,) each."""
