@@ -206,7 +206,13 @@ def test_killed_twenty_times_and_resumed_ends_with_the_same_records(tmp_path):
 def run_command(out, errors):
     command = [sys.executable, "-m", "experiments.cli", "compare", "gaussian_lvm", f"--out={out}"]
     return subprocess.Popen(
-        [*command, "--steps=100000", "--set=checkpoint_seconds=0.05", "--workers=2"],
+        [
+            *command,
+            "--steps=100000",
+            "--set=engine=eager",
+            "--set=checkpoint_seconds=0.05",
+            "--workers=2",
+        ],
         stdout=subprocess.DEVNULL,
         stderr=errors,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},

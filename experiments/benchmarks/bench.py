@@ -201,9 +201,9 @@ def write(folder, result):
     page = report(result)
     plain = result | {"checks": [asdict(c) | {"status": c.status} for c in result["checks"]]}
     text = json.dumps(plain, indent=1, default=Row.record, allow_nan=False)
-    figures.draw(folder / "figures", result)
     checkpoint.write_bytes(folder / "bench.json", text.encode())
     checkpoint.write_bytes(folder / "bench.md", page.encode())
+    figures.draw(folder / "figures", result)
     return Bench(page, result["checks"], result)
 
 

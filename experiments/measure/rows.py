@@ -3,7 +3,7 @@
 The convergence rule: quasi-Newton steps on the bound by fixed, even noise (see fixed.py), first on
 at least 16 points of it from every start, then, from the best of what these found, on four times as
 many, until a datum's next step foretells a gain of at most 0.0001 nats; 300 steps at most each.
-A restart begins at the best of 32 scattered rows.  Candidates are compared on points of their own.
+A restart begins at the best of 128 scattered rows.  Candidates are compared on points of their own.
 A finite latent that is alone has its best distribution exactly.
 
 The rows of a joint problem share latents, so they are searched together, by SVI: Adam at a rate of
@@ -113,7 +113,7 @@ class Search:
         tops = [self._climb(self.coarse, self.coarse.flatten(rows), x, ROUGH) for rows in starts]
         bounds = torch.stack([self.judge.best(top.points, x) for top in tops])
         bounds[1:] -= MARGIN
-        best = bounds.argmax(0)
+        best = _known(bounds).argmax(0)
         points = _chosen([top.points for top in tops], best)
         inverse = _chosen([top.inverse for top in tops], best)
         top = self._climb(self.fine, points, x, TOLERANCE, inverse)
@@ -136,7 +136,7 @@ class Search:
         each = {name: rows.repeat(SCATTERED, 1) for name, rows in begin.items()}
         each = {name: rows + torch.randn_like(rows) for name, rows in each.items()}
         bounds = self.glance.value(each, x.repeat(SCATTERED, 1)).reshape(SCATTERED, -1)
-        best = bounds.argmax(0) * len(x) + torch.arange(len(x), device=x.device)
+        best = _known(bounds).argmax(0) * len(x) + torch.arange(len(x), device=x.device)
         return _at(each, best)
 
     def _climb(self, bound, start, x, tolerance, inverse=None):
@@ -147,6 +147,11 @@ class Search:
 
 def _at(rows, index):
     return {name: own[index] for name, own in rows.items()}
+
+
+def _known(bounds):
+    """Bounds of which none that is not a number can be the largest."""
+    return bounds.where(~bounds.isnan(), -torch.inf)
 
 
 def _chosen(options, best):

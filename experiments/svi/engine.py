@@ -52,6 +52,7 @@ def train(runs, problem, after_steps=lambda runs: None):
 def _train_eagerly(run, problem, after_steps):
     run.engine = {"engine": "eager", "seeds_together": 1, "compile_seconds": 0.0}
     run.resume_random()
+    run.start_clock()
     try:
         loop.train(run, problem, lambda run: after_steps([run]))
     except FitError as error:
@@ -109,7 +110,7 @@ def advance(runs, fused, at_most):
     started = time.perf_counter()
     fused.run(count)
     losses, steps = fused.losses(), fused.tensors["step"].tolist()
-    seconds = (time.perf_counter() - started) / len(runs)
+    seconds = (time.perf_counter() - started) / sum(run.alive for run in runs)
     for run, kept, step in zip(runs, losses, steps, strict=True):
         if run.alive:
             _note(run, kept, step, count, seconds)

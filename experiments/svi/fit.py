@@ -13,7 +13,7 @@ from experiments.svi import checkpoint
 from experiments.svi import device as devices
 from experiments.svi.config import FitConfig, validated
 from experiments.svi.engine import train
-from experiments.svi.estimators import resolve
+from experiments.svi.estimators import FitError, resolve
 from experiments.svi.interrupt import Interrupted, noticing
 from experiments.svi.run import Run, as_module, load_modules
 from guides.checks import refuse_traps
@@ -101,7 +101,9 @@ def fit(problem, guide, steps=2000, seeds=1, device="auto", out=None, resume=Fal
     minibatches = config.takes_minibatches(len(problem.data.train))
     refuse_traps(problem, as_module(guide, problem), minibatches)
     runs = fit_seeds(problem, guide, config, seeds, device, out, resume)
-    _raise_first_error(runs)
+    for run in runs:
+        if run.error is not None:
+            raise run.error
     return collect(problem, config, runs)
 
 
@@ -112,11 +114,13 @@ def sweep(problem, guide, learning_rates, seeds=1, steps=2000, device="auto", **
     learning_rate they replace; a table's rows keep their row_learning_rate.
     Raises as `fit` does.
     """
+    listed = isinstance(learning_rates, list | tuple) and len(learning_rates) > 0
+    numbers = listed and all(isinstance(rate, int | float) for rate in learning_rates)
     require(
-        isinstance(learning_rates, list | tuple)
-        and len(set(learning_rates)) == len(learning_rates) > 0,
-        f"learning_rates must list rates that differ, got {learning_rates!r}",
+        numbers and len(set(learning_rates)) == len(learning_rates),
+        f"learning_rates must list numbers that differ, got {learning_rates!r}",
     )
+    require("learning_rate" not in options, "give sweep its learning_rates, not a learning_rate")
     configs = [
         resolve(validated(FitConfig, steps=steps, learning_rate=rate, **options), problem)
         for rate in learning_rates
@@ -127,17 +131,14 @@ def sweep(problem, guide, learning_rates, seeds=1, steps=2000, device="auto", **
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         runs = [Run.start(problem, guide, c, seed, device) for c in configs for seed in seeds]
         train(runs, problem)
-    _raise_first_error(runs)
+    for run in runs:
+        if run.error is not None:
+            rate = run.config.learning_rate
+            raise FitError(f"seed {run.seed}, learning rate {rate:g}: {run.error}")
     return {
         config.learning_rate: collect(problem, config, [r for r in runs if r.config is config])
         for config in configs
     }
-
-
-def _raise_first_error(runs):
-    for run in runs:
-        if run.error is not None:
-            raise run.error
 
 
 def fit_seeds(problem, guide, config, seeds, device, out=None, resume=False, report=None):
@@ -178,7 +179,7 @@ class Saver:
         due = time.monotonic() - self.last > self.every
         for run in runs:
             ended = run.finished and run.seed not in self.saved
-            if run.seed in self.paths and (ended or ((due or stop) and not run.finished)):
+            if run.seed in self.paths and (ended or ((due or stop) and run.alive)):
                 run.save(self.paths[run.seed])
                 self.saved |= {run.seed} if run.finished else set()
         if due:

@@ -18,7 +18,7 @@ from experiments.svi.compiler import compile_graph
 from experiments.svi.estimators import elbo
 from experiments.svi.launch import repeated
 from experiments.svi.loop import isolated
-from experiments.svi.record import record, update_in_place
+from experiments.svi.record import CannotRecord, record, update_in_place
 from experiments.svi.recordable import recordable
 from experiments.svi.updates import STATE, clipped, schedule, updated
 from guides.sources import Table
@@ -61,6 +61,7 @@ class Fused:
 
         with isolated():
             graph, held = record(function, list(self.tensors.values()))
+        _check(graph, held)
         update_in_place(graph, {i: names.index(name) for i, name in enumerate(new)})
         inputs = [tensor.detach() for tensor in [*self.tensors.values(), *held]]
         compiled = compile_graph(graph, inputs)
@@ -268,9 +269,21 @@ class Fused:
             for name, table in self.tables.items():
                 stack.enter_context(table.given(values[name]))
             own = {name: value for name, value in values.items() if name not in self.tables}
-            stack.enter_context(_reparametrize_module(self.modules, own))
+            stack.enter_context(_reparametrize_module(self.modules, own, tie_weights=True))
             stack.enter_context(recordable())
             yield
+
+
+def _check(graph, held):
+    """Refuse graphs that train less than they use, or draw what a seed cannot repeat.
+
+    Raises CannotRecord.
+    """
+    if any(tensor.requires_grad for tensor in held):
+        raise CannotRecord("it uses a parameter that is not among its modules' own")
+    for node in graph.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise CannotRecord(f"it draws by {node.target}, which has no noise by counter")
 
 
 def _tables(modules):

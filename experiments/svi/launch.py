@@ -1,5 +1,7 @@
 """Taking a compiled step many times: a loop on the CPU, CUDA graphs on a GPU."""
 
+import warnings
+
 import torch
 
 UNROLLED = 16
@@ -12,14 +14,20 @@ def repeated(step, device):
     On a GPU the step must have run before, so that all libraries are ready; it is captured once
     alone and once UNROLLED times.  Capturing takes no step.
     """
+
+    def loop(count):
+        for _ in range(count):
+            step()
+
     if device.type != "cuda":
-
-        def loop(count):
-            for _ in range(count):
-                step()
-
         return loop
-    one, many = (captured(step, count) for count in (1, UNROLLED))
+    try:
+        one, many = (captured(step, count) for count in (1, UNROLLED))
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"no CUDA graph, steps are launched singly: {reason}", stacklevel=2)
+        return loop
 
     def replay(count):
         for _ in range(count // UNROLLED):

@@ -123,7 +123,7 @@ def _normal(mode, mean, std=1.0, size=None, **kwargs):
     return mean + std * normal(mode.next(), tuple(size), _dtype(kwargs))
 
 
-def _bernoulli(mode, probs, **kwargs):
+def _bernoulli(mode, probs, generator=None):
     return (uniform(mode.next(), probs.shape, probs.dtype) < probs).to(probs.dtype)
 
 

@@ -206,6 +206,8 @@ def _lift(graph, args):
     held, last = [], inputs[-1] if inputs else None
     for node in graph.graph.find_nodes(op="get_attr"):
         tensor = getattr(graph, node.target)
+        if not isinstance(tensor, torch.Tensor):
+            raise CannotRecord("it has control flow of torch's own (cond, while_loop)")
         if id(tensor) not in known:
             place = graph.graph.inserting_after(last) if last else graph.graph.inserting_before()
             with place:

@@ -88,6 +88,10 @@ class Run:
         """Whether there are steps to take."""
         return not self.finished and self.error is None
 
+    def start_clock(self):
+        """Count the seconds of further steps from now on."""
+        self._started = time.perf_counter() - (self.seconds[-1] if self.seconds else 0.0)
+
     def tick(self, loss):
         """Note the loss of a step, and when it was."""
         self.losses.append(loss / len(self.data))
@@ -120,7 +124,7 @@ class Run:
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
-        checkpoint.write(path, tensors, self._facts() | {"step": self.step})
+        checkpoint.write(path, tensors, self._facts() | {"step": self.step, "engine": self.engine})
 
     def load(self, path):
         """Go on from a checkpoint of the same config and seed."""
@@ -139,7 +143,8 @@ class Run:
         self.batches.order = tensors["order"].to(device)
         self.losses, self.seconds = tensors["losses"].tolist(), tensors["seconds"].tolist()
         self.flats, self.finished = facts["flats"], facts["finished"]
-        self._started = time.perf_counter() - (self.seconds[-1] if self.seconds else 0)
+        self.start_clock()
+        self.engine = facts.get("engine", {})
         self.random = checkpoint.part(tensors, "random")
         self.random = {f"random{name}": state for name, state in self.random.items()}
         self.resume_random()
