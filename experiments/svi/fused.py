@@ -143,7 +143,7 @@ class Fused:
             "fall": [0.1**run.flats for run in runs],
         }
         tensors = {name: torch.tensor(v, device=data.device) for name, v in values.items()}
-        tensors |= {"data": data, "schedule": schedule(self.config, data.device)}
+        tensors |= {"data": data, "steps": torch.tensor(self.config.steps, device=data.device)}
         if self.batches.minibatches:
             tensors["order"] = data.new_zeros(len(runs), length, dtype=torch.int64)
         others = [dict(r.modules.named_buffers()) for r in runs]
@@ -211,7 +211,7 @@ class Fused:
             gradients["parameters"] = torch.cat(flat, 1)
         alive = _kept(old["alive"] & losses.isfinite())
         new = {"alive": alive, "step": step + alive, "losses": self._noted(losses, old)}
-        at = _kept(old["schedule"].index_select(0, step.clamp(max=self.config.steps - 1)))
+        at = _kept(schedule(self.config, step, old["steps"]))
         for name, gradient in gradients.items():
             new |= self._updated(name, gradient, blocks.get(name), index, alive, at, old)
         return new

@@ -9,21 +9,22 @@ STATE = {"adam": ADAM_STATE, "adamw": ADAM_STATE, "sgd": ()}
 """Names of what each optimizer keeps for a parameter, as torch.optim calls it."""
 
 
-def schedule(config, device):
-    """What depends on the step alone: (steps, 3), a row for each step.
+def schedule(config, step, steps):
+    """What depends on the step alone: step (S,), counted from 0, of `steps` -> (S, 3).
 
     The factor of the learning rates, and Adam's two bias corrections, 1 / (1 - beta1^t) and
-    1 / sqrt(1 - beta2^t).
+    1 / sqrt(1 - beta2^t).  Numbers of steps are no part of a recorded graph, so that runs of any
+    length share a compiled one.
     """
-    step = torch.arange(config.steps, dtype=torch.float64)
+    step = step.double()
     corrections = [1 - beta ** (step + 1) for beta in BETAS]
-    columns = [rate_factor(config, step), 1 / corrections[0], corrections[1].rsqrt()]
-    return torch.stack(columns, 1).float().to(device)
+    columns = [rate_factor(config, step, steps), 1 / corrections[0], corrections[1].rsqrt()]
+    return torch.stack(columns, 1).float()
 
 
-def rate_factor(config, step):
+def rate_factor(config, step, steps=None):
     """What the first rate is multiplied by at a step, a number or a tensor of them."""
-    progress = step / config.steps
+    progress = step / (config.steps if steps is None else steps)
     if config.schedule == "cosine":
         cosine = torch.as_tensor(torch.pi * progress).cos()
         return config.decay + (1 - config.decay) * (1 + cosine) / 2
