@@ -35,7 +35,7 @@ def train_eagerly(run, problem, steps=None):
             if batches.minibatches and position == 0:
                 batches.order = shuffled(run.seed, epoch, batches.num_data, CPU)
             run.optimizer.set_factor(rate_factor(run.config, run.step))
-            run.tick(svi.step(run.data, run.index))
+            run.tick(svi.step(run.data, batches.rows(run.step)))
     return run
 
 

@@ -21,8 +21,9 @@ from experiments.svi.record import CannotRecord, record
 from experiments.svi.surrogate import (
     accumulate,
     differentiate,
-    enumerated_losses,
-    tensor_losses,
+    enumerated_particle,
+    mean_losses,
+    particle,
 )
 
 LAYOUT = attrgetter("shape", "dtype", "device", "requires_grad")
@@ -33,7 +34,7 @@ RESTLESS = 16
 
 
 class Compiled:
-    """What the compiled losses share; `losses` computes theirs as tensors."""
+    """What the compiled losses share; `particle` computes theirs of a pair of traces."""
 
     def __init__(self, *args, fallback_random=False, **kwargs):
         super().__init__(*args, **kwargs)
@@ -115,13 +116,13 @@ class CompiledTrace_ELBO(Compiled, Trace_ELBO):
     generator draws, from the same distributions.
     """
 
-    losses = staticmethod(tensor_losses)
+    particle = staticmethod(particle)
 
 
 class CompiledTraceEnum_ELBO(Compiled, TraceEnum_ELBO):
     """The same for `TraceEnum_ELBO`."""
 
-    losses = staticmethod(enumerated_losses)
+    particle = staticmethod(enumerated_particle)
 
 
 class Call:
@@ -191,9 +192,9 @@ class Step:
         def function(*tensors):
             args, kwargs = call.arguments(tensors)
             with poutine.block(), pyro.validation_enabled(False):
-                loss, surrogate = elbo.losses(elbo, call.model, call.guide, args, kwargs)
+                loss, surrogate = mean_losses(elbo, call.model, call.guide, args, kwargs)
             self.variables, gradients = differentiate(surrogate, bool(self.params))
-            return (loss.detach(), *gradients)
+            return (loss, *gradients)
 
         # Detached: else an argument and a held tensor could be one object, now but not later.
         self.graph, self.held = record(function, [t.detach() for t in call.tensors])

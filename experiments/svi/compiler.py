@@ -96,7 +96,7 @@ def key(graph, inputs, options):
     """What tells a compiled graph from every other: its code, its inputs' layouts, the machine."""
     layouts = [(t.shape, t.stride(), t.dtype, t.device.type) for t in inputs]
     machine = torch.__version__, _processor(), torch.get_num_threads()
-    text = repr((graph.code, layouts, sorted(options.items()), machine))
+    text = repr((graph.code, layouts, sorted((PLAIN | options).items()), machine))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

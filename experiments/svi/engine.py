@@ -135,7 +135,7 @@ def _note(run, kept, step, count, seconds):
         value = kept[step % KEPT].item() * len(run.data)
         model, guide = run.modules["model"], run.modules["guide"]
         with loop.isolated():
-            where = blame(model, guide, (run.data, run.index))
+            where = blame(model, guide, (run.data, run.batches.rows(run.step)))
         run.error = FitError(f"step {step}: the loss is {value} {where}")
     else:
         loop.see_whether_finished(run)

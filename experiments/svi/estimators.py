@@ -10,11 +10,9 @@ import math
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import is_identically_zero
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
-from pyro.infer.trace_elbo import _compute_log_r
-from pyro.infer.traceenum_elbo import _compute_dice_elbo
 
+from experiments.svi.surrogate import enumerated_particle, mean_losses, particle
 from zoo.errors import ZooError, require
 from zoo.problem import sample_sites
 
@@ -63,12 +61,7 @@ class Finite:
 
     def terms(self, model, guide, *args):
         """(loss, surrogate) as tensors: the gradient is that of the surrogate."""
-        pairs = [
-            self._differentiable_loss_particle(*traces)
-            for traces in self._get_traces(model, guide, args, {})
-        ]
-        loss, surrogate = (sum(each) / self.num_particles for each in zip(*pairs, strict=True))
-        return loss.detach(), surrogate
+        return mean_losses(self, model, guide, args)
 
     def loss_and_grads(self, model, guide, *args):
         before = torch.get_rng_state()
@@ -84,19 +77,8 @@ class Finite:
 class Pathwise(Finite, Trace_ELBO):
     """Reparametrized draws; the score function where a continuous draw has no path."""
 
-    def _differentiable_loss_particle(self, model_trace, guide_trace):
-        log_p = sum(site["log_prob_sum"] for site in sample_sites(model_trace))
-        bound = surrogate = log_p
-        log_r = _compute_log_r(model_trace, guide_trace)
-        for site in sample_sites(guide_trace):
-            _, score, entropy = site["score_parts"]
-            bound = bound - site["log_prob_sum"]
-            if not is_identically_zero(entropy):
-                surrogate = surrogate - entropy.sum()
-            if not is_identically_zero(score):
-                weight = self._weight(log_r.sum_to(site["cond_indep_stack"]))
-                surrogate = surrogate + (weight * score).sum()
-        return -bound, -surrogate
+    def particle(self, model_trace, guide_trace):
+        return particle(model_trace, guide_trace, self._weight)
 
     def _weight(self, log_r):
         """What multiplies a score, from log p - log q of what depends on its draw."""
@@ -123,9 +105,8 @@ class Enumeration(Finite, TraceEnum_ELBO):
     def terms(self, model, guide, *args):
         return super().terms(model, config_enumerate(guide, "parallel"), *args)
 
-    def _differentiable_loss_particle(self, model_trace, guide_trace):
-        loss = -_compute_dice_elbo(model_trace, guide_trace)
-        return loss, loss
+    def particle(self, model_trace, guide_trace):
+        return enumerated_particle(model_trace, guide_trace)
 
 
 def blame(model, guide, args):

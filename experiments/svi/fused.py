@@ -197,10 +197,7 @@ class Fused:
         values |= {name: self._parts(block)[0] for name, block in blocks.items()}
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
         losses, surrogates = self._each(leaves, index, old)
-        found = torch.autograd.grad(
-            surrogates.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
-        )
-        gradients = dict(zip(leaves, found, strict=True))
+        gradients = self._gradients(surrogates, leaves)
         if self.config.clip_norm is not None:
             gradients = clipped(gradients, self.config.clip_norm)
         if self.dense:
@@ -215,6 +212,15 @@ class Fused:
         for name, gradient in gradients.items():
             new |= self._updated(name, gradient, blocks.get(name), index, alive, at, old)
         return new
+
+    def _gradients(self, surrogates, leaves):
+        """{name: (S, ...)} of every leaf; zero, which moves nothing, where it takes no part."""
+        values = list(leaves.values())
+        found = torch.autograd.grad(surrogates.sum(), values, allow_unused=True)
+        if self.config.optimizer == "adamw" and any(g is None for g in found):
+            raise CannotRecord("a parameter that takes no part would shrink under adamw")
+        pairs = zip(leaves.items(), found, strict=True)
+        return {n: torch.zeros_like(v) if g is None else g for (n, v), g in pairs}
 
     def _updated(self, name, gradient, block, index, alive, at, old):
         """New values of one block of parameters and of its moments, by name."""

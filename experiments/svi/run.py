@@ -29,13 +29,17 @@ class Batches:
         self.minibatches = self.size < num_data
 
     def at(self, step):
-        """Row indices of that step, None where every step takes all rows."""
+        """Row indices of that step, in an order drawn anew where an epoch begins."""
+        if self.minibatches and step % self.steps_per_epoch == 0:
+            self.order = torch.randperm(self.num_data, device=self.order.device)
+        return self.rows(step)
+
+    def rows(self, step):
+        """Row indices of that step in the order as it is, None where every step takes all rows."""
         if not self.minibatches:
             return None
-        position = step % self.steps_per_epoch
-        if position == 0:
-            self.order = torch.randperm(self.num_data, device=self.order.device)
-        return self.order[position * self.size : (position + 1) * self.size]
+        start = step % self.steps_per_epoch * self.size
+        return self.order[start : start + self.size]
 
 
 class Run:
@@ -103,16 +107,6 @@ class Run:
         count = len(losses)
         self.losses += losses.tolist()
         self.seconds += [last + seconds * (i + 1) / count for i in range(count)]
-
-    @property
-    def index(self):
-        """Rows of the minibatch of the step to come, None where a step takes all."""
-        position = self.step % self.batches.steps_per_epoch * self.batches.size
-        return (
-            self.batches.order[position : position + self.batches.size]
-            if self.batches.minibatches
-            else None
-        )
 
     def save(self, path):
         """Write a checkpoint to `path`."""

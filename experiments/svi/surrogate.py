@@ -10,41 +10,40 @@ from experiments.svi.record import CannotRecord
 from zoo.problem import sample_sites
 
 
-def tensor_losses(elbo, model, guide, args, kwargs):
-    """(loss, surrogate) as tensors: the estimate in nats, and what has its gradient.
+def particle(model_trace, guide_trace, weigh=lambda log_r: log_r):
+    """(loss, surrogate) of a pair of traces: the estimate in nats, and what has its gradient.
 
-    The surrogate's terms are Pyro's: log p(x, z) less the entropy term of every site, and log r of
-    the plates around a site times its score function.
+    The surrogate's terms are Pyro's: log p(x, z) less the entropy term of every site, and the log r
+    of the plates around a site, as `weigh` returns it, times its score function.
     """
-    loss = surrogate = 0.0
-    for model_trace, guide_trace in elbo._get_traces(model, guide, args, kwargs):
-        log_p = sum(site["log_prob_sum"] for site in sample_sites(model_trace))
-        bound = gain = log_p
-        log_r = None
-        for site in sample_sites(guide_trace):
-            _, score, entropy = site["score_parts"]
-            bound = bound - site["log_prob_sum"]
-            if not is_identically_zero(entropy):
-                gain = gain - entropy.sum()
-            if not is_identically_zero(score):
-                log_r = _compute_log_r(model_trace, guide_trace) if log_r is None else log_r
-                gain = gain + (log_r.sum_to(site["cond_indep_stack"]) * score).sum()
-        loss = loss - bound / elbo.num_particles
-        surrogate = surrogate - gain / elbo.num_particles
-    if not isinstance(loss, torch.Tensor):
-        raise CannotRecord("the programs have no sample site")
-    return loss, surrogate
+    bound = gain = sum(site["log_prob_sum"] for site in sample_sites(model_trace))
+    log_r = None
+    for site in sample_sites(guide_trace):
+        _, score, entropy = site["score_parts"]
+        bound = bound - site["log_prob_sum"]
+        if not is_identically_zero(entropy):
+            gain = gain - entropy.sum()
+        if not is_identically_zero(score):
+            log_r = _compute_log_r(model_trace, guide_trace) if log_r is None else log_r
+            gain = gain + (weigh(log_r.sum_to(site["cond_indep_stack"])) * score).sum()
+    return -bound, -gain
 
 
-def enumerated_losses(elbo, model, guide, args, kwargs):
-    """The same of a TraceEnum_ELBO, whose loss is its own surrogate."""
-    loss = 0.0
-    for model_trace, guide_trace in elbo._get_traces(model, guide, args, kwargs):
-        with _Whole():
-            loss = loss - _compute_dice_elbo(model_trace, guide_trace) / elbo.num_particles
-    if not isinstance(loss, torch.Tensor):
-        raise CannotRecord("the programs have no sample site")
+def enumerated_particle(model_trace, guide_trace):
+    """The same under enumeration, whose loss is its own surrogate."""
+    with _Whole():
+        loss = -_compute_dice_elbo(model_trace, guide_trace)
     return loss, loss
+
+
+def mean_losses(elbo, model, guide, args=(), kwargs=None):
+    """(loss, surrogate) of an ELBO object as tensors, the mean over its particles."""
+    traces = elbo._get_traces(model, guide, args, kwargs or {})
+    pairs = [elbo.particle(*pair) for pair in traces]
+    loss, surrogate = (sum(each) / elbo.num_particles for each in zip(*pairs, strict=True))
+    if not isinstance(loss, torch.Tensor):
+        raise CannotRecord("the programs have no sample site")
+    return loss.detach(), surrogate
 
 
 class _Whole(TorchFunctionMode):
