@@ -33,7 +33,7 @@ def train_eagerly(run, problem, steps=None):
         while run.step < (steps or run.config.steps):
             epoch, position = divmod(run.step, batches.steps_per_epoch)
             if batches.minibatches and position == 0:
-                batches.order = shuffled(run.seed, epoch, batches.num_data, CPU)
+                batches.orders = shuffled(run.seed, epoch, 1, batches.num_data, CPU)
             run.optimizer.set_factor(rate_factor(run.config, run.step))
             run.tick(svi.step(run.data, batches.rows(run.step)))
     return run

@@ -398,7 +398,7 @@ class TestTables:
         assert table.shape == (2, self.NUM_DATA, 12)  # 4 parameters and 2 moments of each
         table[..., 4:] = 0.5
         before = table.clone()
-        batches = [fused.tensors["order"][seed, :4] for seed in range(2)]
+        batches = [fused.tensors["orders"][seed, 0, :4] for seed in range(2)]
         assert set(batches[0].tolist()) != set(batches[1].tolist())
         fused.run(1)
         for columns in (slice(0, 4), slice(4, 8), slice(8, 12)):
@@ -430,8 +430,8 @@ class TestTables:
 
     def test_every_row_of_an_epoch_is_taken_once(self, monkeypatch):
         fused, _, _ = self.recorded(monkeypatch, steps=9)
-        orders = fused.tensors["order"]
-        assert orders.shape == (2, 996)
+        orders = fused.tensors["orders"]
+        assert orders.shape == (2, 1, 996)
         for order in orders:
             assert len(order.unique()) == 996
         assert not torch.equal(*orders)

@@ -49,7 +49,7 @@ def compile_graph(graph, inputs, fallback_random=False):
     ways = [_in_memory] if any(tensor.is_cuda for tensor in inputs) else [_library, _in_memory]
     for way in ways:
         try:
-            with _quiet():
+            with _quiet(), _types_told_once():
                 return way(graph, inputs, options)
         except Exception as error:
             failure = error
@@ -153,6 +153,16 @@ def _build(graph, inputs, options, place):
         shutil.move(proxies, new / "step.json")
     (new / "sha256").write_text(_checksum(new))
     return new
+
+
+@contextmanager
+def _types_told_once():
+    """Inductor's table of result types is made once, not for every operation: an eighth of all."""
+    from torch._inductor.dtype_propagation import DtypePropagationOpsHandler as Types
+
+    fill = Types.__init__
+    with mock.patch.object(Types, "__init__", lambda self: None if vars(self) else fill(self)):
+        yield
 
 
 @contextmanager

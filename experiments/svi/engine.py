@@ -120,10 +120,11 @@ def advance(runs, fused, at_most):
 
 def _steps_alone(run):
     """How many steps a run may take before its batches, its budget or its rule want the host."""
-    epoch = run.batches.steps_per_epoch if run.batches.minibatches else run.config.steps
-    window = run.config.flat_window * run.batches.steps_per_epoch
-    rounds = [epoch, window] if window else [epoch]
-    return min(run.config.steps - run.step, *(n - run.step % n for n in rounds))
+    batches, window = run.batches, run.config.flat_window * run.batches.steps_per_epoch
+    rounds = [window] if window else []
+    if batches.minibatches:
+        rounds.append(batches.steps_per_epoch * len(batches.orders))
+    return min([run.config.steps - run.step, *(n - run.step % n for n in rounds)])
 
 
 def _note(run, kept, step, count, seconds):

@@ -46,7 +46,7 @@ class Fused:
         known = {*self.frozen, *self.tables}
         self.dense = {name: p.shape for name, p in named.items() if name not in known}
         self.tensors = self._changing() | self._fixed()
-        self.run = None
+        self.run, self.first_epochs = None, [None] * len(runs)
 
     def compile(self):
         """Record and compile the step; afterwards `run(count)` takes it for all seeds.
@@ -71,17 +71,16 @@ class Fused:
         self.compile_seconds = time.perf_counter() - started
 
     def shuffle(self):
-        """Draw the order of the rows of every seed at whose step an epoch begins, or goes on."""
+        """Draw the orders of the next epochs for every seed that has come to the end of its own."""
         if not self.batches.minibatches:
             return
-        order = self.tensors["order"]
-        for row, run in zip(order, self.runs, strict=True):
-            epoch = run.step // self.batches.steps_per_epoch
-            if run.alive and epoch != run.epoch:
-                run.epoch = epoch
-                row.copy_(
-                    shuffled(run.seed, epoch, self.batches.num_data, order.device)[: len(row)]
-                )
+        for i, run in enumerate(self.runs):
+            orders, epoch = run.batches.orders, run.step // run.batches.steps_per_epoch
+            first = epoch - epoch % len(orders)
+            if run.alive and self.first_epochs[i] != first:
+                self.first_epochs[i] = first
+                new = shuffled(run.seed, first, len(orders), run.batches.num_data, orders.device)
+                orders.copy_(new[:, : orders.shape[1]])
 
     def losses(self):
         """The kept losses of every seed, (S, KEPT), once all steps have been taken."""
@@ -133,9 +132,8 @@ class Fused:
         return tensors
 
     def _fixed(self):
-        """What a step reads; the host may change "fall" and "order" between two."""
+        """What a step reads; the host may change "fall" and "orders" between two."""
         runs, data = self.runs, self.runs[0].data
-        length = self.batches.steps_per_epoch * self.batches.size
         values = {
             "seed": [run.seed for run in runs],
             "rate": [run.config.learning_rate for run in runs],
@@ -145,7 +143,11 @@ class Fused:
         tensors = {name: torch.tensor(v, device=data.device) for name, v in values.items()}
         tensors |= {"data": data, "steps": torch.tensor(self.config.steps, device=data.device)}
         if self.batches.minibatches:
-            tensors["order"] = data.new_zeros(len(runs), length, dtype=torch.int64)
+            # Of several epochs, so that the host has less to do.
+            epochs = max(1, KEPT // self.batches.steps_per_epoch)
+            length = self.batches.steps_per_epoch * self.batches.size
+            shape = len(runs), epochs, length
+            tensors["orders"] = torch.zeros(shape, dtype=torch.int64, device=data.device)
         others = [dict(r.modules.named_buffers()) for r in runs]
         states = [dict(r.modules.named_parameters()) for r in runs]
         tensors |= {n: torch.stack([s[n].detach() for s in states]) for n in self.frozen}
@@ -167,7 +169,7 @@ class Fused:
                         self._view(name, seed, moment).copy_(known[f"{name}|{moment}"])
             run.optimizer_tensors = lambda seed=seed: self.optimizer_tensors(seed)
             if self.batches.minibatches:
-                run.batches.order = self.tensors["order"][seed]
+                run.batches.orders = self.tensors["orders"][seed]
 
     def _view(self, name, seed, moment=None):
         """A seed's parameter, or one of its moments, where it stands in the stacked tensors."""
@@ -247,9 +249,10 @@ class Fused:
         """Rows of each seed's minibatch: (S, b), None where every step takes all."""
         if not self.batches.minibatches:
             return None
-        start = old["step"] % self.batches.steps_per_epoch * self.batches.size
+        orders = old["orders"].flatten(1)
+        start = old["step"] * self.batches.size % orders.shape[1]
         places = start[:, None] + torch.arange(self.batches.size, device=start.device)
-        return _kept(old["order"].gather(1, places))
+        return _kept(orders.gather(1, places))
 
     def _each(self, leaves, index, old):
         """Losses and surrogates of every seed: (S,) each."""
@@ -301,12 +304,15 @@ def _tables(modules):
     }
 
 
-def shuffled(seed, epoch, num_data, device):
-    """A permutation of the rows that depends on seed and epoch alone: (num_data,)."""
+def shuffled(seed, first, count, num_data, device):
+    """The order of the rows in `count` epochs: (count, num_data), by seed and epoch alone."""
     generator = torch.Generator(device)
-    key = noise.fold(noise.fold(torch.tensor(seed), 2), epoch)
-    generator.manual_seed(key.item() % 2**63)
-    return torch.randperm(num_data, generator=generator, device=device)
+    keys = noise.fold(noise.fold(torch.tensor(seed), 2), first + torch.arange(count))
+    orders = []
+    for key in keys.tolist():
+        generator.manual_seed(key % 2**63)
+        orders.append(torch.randperm(num_data, generator=generator, device=device))
+    return torch.stack(orders)
 
 
 def _kept(tensor):

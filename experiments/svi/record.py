@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from experiments.svi.rewrite import THIN, narrow
 from zoo.errors import ZooError
 
 VALUES = "its control flow depends on the value of a tensor (an if, .item() or a loop)"
@@ -38,7 +39,7 @@ def record(function, args):
     try:
         with torch.random.fork_rng(gpus), warnings.catch_warnings(), _NoValues(), outside:
             warnings.simplefilter("ignore")
-            graph = make_fx(function)(*args)
+            graph = make_fx(function, decomposition_table=THIN)(*args)
     except Exception as error:
         raise CannotRecord(_reason(error)) from error
     finally:
@@ -49,6 +50,7 @@ def record(function, args):
     if drawn:
         raise CannotRecord("it draws from the random numbers of Python or NumPy")
     held = _lift(graph, args)
+    narrow(graph.graph, _written_nodes(graph))
     _clear(graph)
     return graph, held
 
@@ -72,11 +74,16 @@ def update_in_place(graph, updates):
 def written_inputs(graph):
     """Positions of the inputs that a graph writes to, itself or through a view."""
     inputs = {node: i for i, node in enumerate(graph.graph.find_nodes(op="placeholder"))}
+    return {inputs[node] for node in _written_nodes(graph) if node in inputs}
+
+
+def _written_nodes(graph):
+    """The nodes whose memory is written to, by themselves or through a view."""
     found = set()
     for node in graph.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload):
             found.update(_origin(target) for target in _written(node.target, node.args))
-    return {inputs[node] for node in found if node in inputs}
+    return found
 
 
 def foreign_randomness():
@@ -212,6 +219,7 @@ def _lift(graph, args):
             place = graph.graph.inserting_after(last) if last else graph.graph.inserting_before()
             with place:
                 last = graph.graph.placeholder(f"held_{len(held)}")
+                last.meta["val"] = tensor
             known[id(tensor)] = last
             held.append(tensor)
         node.replace_all_uses_with(known[id(tensor)])

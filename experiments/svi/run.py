@@ -24,22 +24,26 @@ class Batches:
     def __init__(self, num_data, batch_size, device):
         self.num_data = num_data
         self.size = min(batch_size or num_data, num_data)
-        self.order = torch.arange(num_data, device=device)
+        self.orders = torch.arange(num_data, device=device)[None]
         self.steps_per_epoch = num_data // self.size
         self.minibatches = self.size < num_data
 
     def at(self, step):
         """Row indices of that step, in an order drawn anew where an epoch begins."""
         if self.minibatches and step % self.steps_per_epoch == 0:
-            self.order = torch.randperm(self.num_data, device=self.order.device)
+            self.orders = torch.randperm(self.num_data, device=self.orders.device)[None]
         return self.rows(step)
 
     def rows(self, step):
-        """Row indices of that step in the order as it is, None where every step takes all rows."""
+        """Row indices of that step in the orders as they are, None where it takes all rows."""
         if not self.minibatches:
             return None
         start = step % self.steps_per_epoch * self.size
-        return self.order[start : start + self.size]
+        return self.order(step)[start : start + self.size]
+
+    def order(self, step):
+        """The order of the rows in that step's epoch; `orders` holds one epoch or several."""
+        return self.orders[step // self.steps_per_epoch % len(self.orders)]
 
 
 class Run:
@@ -52,7 +56,7 @@ class Run:
         self.optimizer = JointOptimizer(self.modules, config)
         self.losses, self.seconds, self.flats, self.finished = [], [], 0, False
         self.problem = None
-        self.error, self.engine, self.epoch = None, {}, None
+        self.error, self.engine = None, {}
         self.optimizer_tensors = self.optimizer.tensors
         self._started = time.perf_counter()
 
@@ -114,7 +118,7 @@ class Run:
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizer_tensors().items()}
         self.keep_random()
         tensors |= self.random | {
-            "order": self.batches.order,
+            "order": self.batches.order(self.step),
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
@@ -134,7 +138,7 @@ class Run:
         moments = checkpoint.part(tensors, "optimizer.")
         # Step counts of a fused Adam live where its parameters do.
         self.optimizer.load_tensors({k: v.to(device) for k, v in moments.items()})
-        self.batches.order = tensors["order"].to(device)
+        self.batches.orders = tensors["order"].to(device)[None]
         self.losses, self.seconds = tensors["losses"].tolist(), tensors["seconds"].tolist()
         self.flats, self.finished = facts["flats"], facts["finished"]
         self.start_clock()
