@@ -148,37 +148,45 @@ def _execute(runs, problems, folder, done, workers, watcher):
     groups = {}
     for run in runs:
         groups.setdefault(run.label, []).append(run)
-    waiting = [group for group in groups.values() if any(_key(run) not in done for run in group)]
+    waiting = [group for group in groups.values() if _not_in(done, group)]
 
     def keep(group, found):
-        for run, record in zip(group, found, strict=True):
-            if _key(run) not in done:
-                records.append(path, record)
-                watcher.end(run, record)
+        for run, record in zip(_not_in(done, group), found, strict=True):
+            records.append(path, record)
+            watcher.end(run, record)
 
     if workers > 1 and waiting:
         cores = os.cpu_count() or 1
         threads = max(1, cores // min(workers, len(groups)))
-        function = partial(_by_name, folder=folder)
-        pool.Pool(function, workers, threads, watcher.step, keep, partial(_keep_dead, keep)).run(
-            waiting
-        )
+        function = partial(_by_name, folder=folder, done=done)
+        lost = partial(_keep_dead, keep, done)
+        pool.Pool(function, workers, threads, watcher.step, keep, lost).run(waiting)
         return
     for group in waiting:
         problem = problems[Path(group[0].model).stem]
-        keep(group, single.run(group, problem, folder, partial(watcher.step, group)))
+        report = partial(watcher.step, group)
+        keep(group, single.run(group, problem, folder, report, _seeds_in(done, group)))
 
 
-def _keep_dead(keep, group, status):
+def _not_in(done, group):
+    return [run for run in group if _key(run) not in done]
+
+
+def _seeds_in(done, group):
+    return [run.seed for run in group if _key(run) in done]
+
+
+def _keep_dead(keep, done, group, status):
     """The records of runs whose process died; `resume` runs them again."""
     error = f"its process died with exit status {status}, for want of memory perhaps"
-    keep(group, [single.identity(run) | {"status": "died", "error": error} for run in group])
+    died = {"status": "died", "error": error}
+    keep(group, [single.identity(run) | died for run in _not_in(done, group)])
 
 
-def _by_name(group, report, folder):
+def _by_name(group, report, folder, done):
     """The runs of a model and guide in a worker process, which loads the problem itself."""
     problem = _load(group[0].model, json.dumps(group[0].model_options))
-    return single.run(group, problem, folder, report)
+    return single.run(group, problem, folder, report, _seeds_in(done, group))
 
 
 @cache

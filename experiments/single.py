@@ -14,11 +14,13 @@ from experiments.svi.fit import fit_seeds
 TRACE_POINTS = 200
 
 
-def run(configs, problem, folder, report=None):
+def run(configs, problem, folder, report=None, skip=()):
     """Fit all seeds together and measure each; a record a run, which says so where it failed.
 
-    configs: RunConfigs that differ in nothing but the seed.
+    configs: RunConfigs that differ in nothing but the seed.  skip: seeds that are recorded: they
+    are fitted with the others, and neither measured nor in the list of records.
     """
+    wanted = [each for each in configs if each.seed not in skip]
     config, device = configs[0], torch.device(configs[0].device)
     devices.reset_peak_memory(device)
     try:
@@ -27,8 +29,9 @@ def run(configs, problem, folder, report=None):
         place = folder / config.label
         runs = fit_seeds(problem, guide, config.fit, seeds, device, place, True, report)
     except Exception as error:
-        return [identity(each) | failure(error) for each in configs]
-    return [_measured(each, problem, fitted) for each, fitted in zip(configs, runs, strict=True)]
+        return [identity(each) | failure(error) for each in wanted]
+    fitted = dict(zip(seeds, runs, strict=True))
+    return [_measured(each, problem, fitted[each.seed]) for each in wanted]
 
 
 def _measured(config, problem, fitted):

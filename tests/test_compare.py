@@ -1,8 +1,10 @@
 """Comparisons: records, resumption, failures, a user's own model."""
 
+import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +102,21 @@ def test_resume_skips_what_is_recorded(finished, monkeypatch):
     again = tiny_compare(finished.folder, resume=True)
     assert again.records == finished.records
     assert again.table == finished.table
+
+
+def test_resume_measures_the_missing_seed_alone(finished, tmp_path, monkeypatch):
+    from experiments import single
+
+    folder, measured, measure = tmp_path / "out", [], single._measured
+    shutil.copytree(finished.folder, folder)
+    lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
+    (folder / "records.jsonl").write_text("".join(lines[:3] + lines[4:]))
+    monkeypatch.setattr(
+        single, "_measured", lambda run, *rest: (measured.append(run.seed), measure(run, *rest))[1]
+    )
+    again = tiny_compare(folder, resume=True)
+    assert measured == [json.loads(lines[3])["seed"]]
+    assert list(map(stable, again.records)) == list(map(stable, finished.records))
 
 
 def test_without_resume_nothing_is_overwritten(finished):

@@ -185,6 +185,8 @@ def test_cache_is_bounded_and_forgets_what_was_used_longest_ago(monkeypatch, tmp
         (entry / "step.so").write_bytes(bytes(100))
         os.utime(entry, (1e9 - age, 1e9 - age))
     (compiler.folder() / ".new-under-way").mkdir()
+    (compiler.folder() / ".new-abandoned").mkdir()
+    os.utime(compiler.folder() / ".new-abandoned", (1e9, 1e9))
     compiler.prune()
     names = {path.name for path in compiler.folder().iterdir()}
     assert names == {"new", "middle", ".new-under-way"}

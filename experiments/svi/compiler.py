@@ -10,8 +10,9 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,8 @@ from zoo.errors import ZooError
 CACHE = "ZOO_CACHE"
 LIMIT = 2**30
 """Bytes of compiled graphs on disk; above it those used longest ago go."""
+ABANDONED = 3600
+"""Seconds after which a half-made entry is no one's."""
 # No tables for debuggers: a quarter of the compiler's time.
 PLAIN = {"aot_inductor.enable_line_tables": False, "aot_inductor.enable_frame_pointer": False}
 
@@ -222,7 +225,11 @@ def _tried(run, graph, inputs):
 
 
 def prune():
-    """Remove the entries used longest ago until the cache is below LIMIT."""
+    """Remove what killed processes left, and entries, the longest unused first, above LIMIT."""
+    for half in folder().glob(".new-*"):
+        with suppress(OSError):  # removed meanwhile
+            if time.time() - half.stat().st_mtime > ABANDONED:
+                shutil.rmtree(half, ignore_errors=True)
     entries = []
     for entry in folder().glob("[!.]*"):
         try:
