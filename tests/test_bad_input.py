@@ -335,3 +335,22 @@ def test_guide_options_are_checked_like_the_models():
         zoo.ZooError, match="unknown option of guide 'amortized': 'hiden'; known: hid"
     ):
         guides.build("amortized", zoo.load("vae"), hiden=())
+
+
+@pytest.mark.parametrize("seeds", [[2**63], [-1], [0.5], [], "ab"])
+def test_seeds_are_whole_numbers_of_63_bits(seeds):
+    problem = zoo.load("gaussian_lvm")
+    guide = guides.build("amortized", problem)
+    with pytest.raises(zoo.ZooError, match=r"whole numbers from 0 to 2\^63 - 1, got"):
+        experiments.fit(problem, guide, seeds=seeds, steps=2)
+
+
+def test_the_largest_seed_is_fitted():
+    problem = zoo.load("gaussian_lvm")
+    guide = guides.build("amortized", problem)
+    assert experiments.fit(problem, guide, seeds=[2**63 - 1], steps=2).seeds == (2**63 - 1,)
+
+
+def test_a_name_is_no_problem():
+    with pytest.raises(zoo.ZooError, match=r"as zoo\.load makes it of a name, got 'gaussian_lvm'"):
+        experiments.fit("gaussian_lvm", "amortized", steps=2)

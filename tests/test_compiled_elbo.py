@@ -1,6 +1,7 @@
 """CompiledTrace_ELBO: the same numbers as Trace_ELBO, and never those of another program."""
 
 import re
+import types
 import warnings
 from functools import partial
 from types import SimpleNamespace
@@ -155,6 +156,15 @@ def test_compiled_graphs_equal_recorded_ones(uncompiled):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Slotted:
+    """An object without a dictionary."""
+
+    __slots__ = ("width",)
+
+    def __init__(self):
+        self.width = 1.0
+
+
 class Edited(nn.Module):
     """A model of which every part that it can see may be changed."""
 
@@ -165,20 +175,26 @@ class Edited(nn.Module):
         self.shift, self.center = 0.5, torch.zeros(())
         self.sizes, self.layer = [1.0, 2.0], nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5))
         self.settings = SimpleNamespace(width=1.0)
+        self.active, self.weights, self.slotted = {"a"}, np.ones(2), Slotted()
+        self.named = {"a": 1.0, "b": 1.0}
 
     def forward(self, y):
         net = pyro.module("layer", self.layer)
         z = pyro.sample("z", dist.Normal(self.shift, self.settings.width))
         mean = net(y[:, None])[:, 0] * helper(z) * self.factor + self.center + self.sizes[0]
+        if "a" in self.named:
+            mean = mean + len(self.active) + float(self.weights[0]) + self.slotted.width
         with pyro.plate("row", len(y)):
             pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
 
 POWER = 2
+HELPERS = types.ModuleType("helpers")
+HELPERS.__file__, HELPERS.shift = "helpers.py", 0.0
 
 
 def helper(z, offset=0.0):
-    return z**POWER + offset
+    return z**POWER + offset + HELPERS.shift
 
 
 def normal_guide(*args):
@@ -192,6 +208,10 @@ EDITS = {
     "tensor in place": lambda m: m.center.add_(2),
     "list": lambda m: m.sizes.__setitem__(0, 4.0),
     "object": lambda m: setattr(m.settings, "width", 2.0),
+    "set": lambda m: m.active.add("b"),
+    "array": lambda m: m.weights.__setitem__(0, 3.0),
+    "slot": lambda m: setattr(m.slotted, "width", 3.0),
+    "key": lambda m: m.named.__setitem__("c", m.named.pop("a")),
     "training": lambda m: m.layer.eval(),
     "layer": lambda m: m.layer.__setitem__(1, nn.Dropout(0.1)),
     "setting of a layer": lambda m: setattr(m.layer[1], "p", 0.9),
@@ -227,6 +247,10 @@ def test_edited_model_is_not_served_from_the_old_recording(edit, uncompiled):
 
 def edit_global(monkeypatch, values):
     monkeypatch.setitem(globals(), "POWER", 3)
+
+
+def edit_module(monkeypatch, values):
+    monkeypatch.setattr(HELPERS, "shift", 3.0)
 
 
 def edit_helper(monkeypatch, values):
@@ -266,6 +290,7 @@ def edit_cell(monkeypatch, values):
     "edit",
     [
         edit_global,
+        edit_module,
         edit_helper,
         edit_code,
         edit_defaults,

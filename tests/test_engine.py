@@ -294,6 +294,21 @@ def writing(x=None, index=None):
         pyro.sample("z", dist.LogNormal(place + loc, 1.0).to_event(1))
 
 
+class Counting(torch.nn.Module):
+    """A guide with a buffer that it changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(2))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x=None, index=None):
+        self.calls.add_(1)
+        loc = self.loc.float() / (1 + self.calls)
+        with zoo.datum(x, index):
+            pyro.sample("z", dist.LogNormal(loc, 1.0).to_event(1))
+
+
 class TestChoice:
     @pytest.mark.parametrize("seeds", [1, 3])
     def test_auto_compiles_where_it_pays(self, seeds):
@@ -323,6 +338,23 @@ class TestChoice:
             assert_equal(run, alone)
             [other] = started(problem, writing, [run.seed], steps=6, batch_size=4)
             assert_close(run, train_eagerly(other, problem), 1e-4, 1e-5)
+
+    def test_a_buffer_that_is_written_belongs_to_its_seed(self, uncompiled):
+        """Seeds are trained one by one, since each counts its own steps."""
+        problem = own_problem()
+        runs, caught = fitted(problem, Counting(), "compiled")
+        assert "not together: they write to a tensor" in only_warning(caught)
+        for run in runs:
+            assert run.engine["engine"] == "compiled"
+            assert run.modules["guide"].calls == 6
+
+    def test_parameters_of_two_types_run_eagerly(self, uncompiled):
+        guide = Counting()
+        guide.loc.data = guide.loc.data.double()
+        runs, caught = fitted(own_problem(), guide, "compiled")
+        assert "its parameters are of different types" in only_warning(caught)
+        assert {run.engine["engine"] for run in runs} == {"eager"}
+        assert runs[0].modules["guide"].loc.dtype == torch.float64
 
     @pytest.mark.parametrize(
         ("guide", "reason"),
@@ -424,7 +456,7 @@ class TestTables:
         Watch(graph).run(*inputs)
         written = [n for n in long if n.target == torch.ops.aten.index_put.default]
         assert len(written) == 1
-        views = {torch.ops.aten.view.default, torch.ops.aten.unflatten.int}
+        views = {torch.ops.aten.reshape.default, torch.ops.aten.unflatten.int}
         others = [n for n in long if n not in written]
         assert all(n.target in views and n.args[0] in written for n in others), others
 

@@ -125,6 +125,7 @@ def test_categorical_and_bernoulli_draw_by_their_probabilities():
         lambda: torch.bernoulli(p.expand(N, 4)),
         lambda: dist.Bernoulli(p).sample((N,)),
         lambda: torch.empty(N, 4).bernoulli_(p),
+        lambda: torch.stack([torch.bernoulli(torch.zeros(N), float(q)) for q in p], 1),
     ):
         drawn = keyed(draw)
         assert set(drawn.unique().tolist()) == {0.0, 1.0}
@@ -137,6 +138,7 @@ def test_dropout_and_permutations():
     assert kept.unique().tolist() == pytest.approx([0.0, 1.25])
     assert abs(kept.mean() - 1) < BOUND * 1.25 * math.sqrt(0.16 / N)
     assert torch.equal(keyed(lambda: torch.nn.functional.dropout(x, 0.2, False)), x)
+    assert not keyed(lambda: torch.nn.functional.dropout(x, 1.0, True)).any()
     places = torch.stack([keyed(lambda: torch.randperm(5), fold(KEY, i)) for i in range(2000)])
     assert torch.equal(places.sort(-1).values, torch.arange(5).expand(2000, 5))
     # In each place the mean is 2 and the variance 2.
@@ -220,6 +222,8 @@ def test_the_state_of_torch_is_neither_read_nor_moved():
         (lambda: torch.randint(3, (2,)), "randint"),
         (lambda: torch.multinomial(torch.ones(4), 2), "multinomial"),
         (lambda: torch.empty(2).log_normal_(), "log_normal_"),
+        (lambda: torch.randn(2, dtype=torch.float16), "torch.float16"),
+        (lambda: torch.rand(2, dtype=torch.bfloat16), "torch.bfloat16"),
     ],
 )
 def test_draws_without_a_form_by_counter_are_refused(draw, name):

@@ -68,17 +68,19 @@ def test_recording_leaves_everything_as_it_was():
         with torch.no_grad():
             LAYER.bias[:2].add_(1)
             LAYER.bias.mul_(2)
+            torch.mul(LAYER.weight, 2, out=LAYER.weight)
         x[0] = 7.0
         return (norm(x).sum() + torch.rand(()) + LAYER.bias.sum(),)
 
-    before = [t.clone() for t in (LAYER.bias, rows, *norm.buffers())]
+    touched = LAYER.bias, LAYER.weight, rows, *norm.buffers()
+    before = [t.detach().clone() for t in touched]
     state = torch.get_rng_state()
     graph, held = record(function, [rows])
-    for tensor, value in zip((LAYER.bias, rows, *norm.buffers()), before, strict=True):
+    for tensor, value in zip(touched, before, strict=True):
         assert torch.equal(tensor, value)
     assert torch.equal(torch.get_rng_state(), state)
     names = [[rows, *held][i] for i in written_inputs(graph)]
-    for tensor in (LAYER.bias, rows, *norm.buffers()):
+    for tensor in touched:
         assert any(tensor is name for name in names)
     with torch.no_grad():
         graph(rows, *held)
@@ -86,6 +88,44 @@ def test_recording_leaves_everything_as_it_was():
     assert (rows[0] == 7).all()
     with torch.no_grad():
         LAYER.bias.copy_(before[0])
+        LAYER.weight.copy_(before[1])
+
+
+def written_chunks(x):
+    wide = x[0].expand(4, 3).exp()
+    for part in wide.chunk(2):
+        part[0].mul_(2)
+    return wide
+
+
+def written_list(x):
+    made = [x[0].expand(4, 3).exp(), x.exp()]
+    torch._foreach_mul_([part[0] for part in made], 2.0)
+    return torch.cat(made)
+
+
+def written_out(x):
+    wide = x[0].expand(4, 3).exp()
+    torch.mul(x, 2, out=wide[:2])
+    return wide
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.relu_(nn.functional.layer_norm(x, (3,))) * 2,
+        lambda x: x.exp().max(-1).values.add_(1),
+        written_chunks,
+        written_list,
+        written_out,
+    ],
+    ids=["norm", "maximum", "chunks", "list", "out"],
+)
+def test_writes_into_results_and_pieces_of_them(function):
+    x = torch.rand(2, 3)
+    graph, held = record(lambda x: (function(x),), [x])
+    y = torch.rand(2, 3)
+    torch.testing.assert_close(graph(y, *held)[0], function(y.clone()))
 
 
 def test_held_tensors_are_inputs_by_identity():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.svi.record import record
+from experiments.svi.record import CannotRecord, record
 from experiments.svi.rewrite import FEW
 
 aten = torch.ops.aten
@@ -46,6 +46,13 @@ def test_thin_products_are_written_out(batch, m, k, n):
 @pytest.mark.parametrize("shapes", [((7, 8), (8, 9)), ((7, 0), (0, 9)), ((3, 7, 8), (3, 8, 9))])
 def test_other_products_are_left_to_the_library(shapes):
     assert PRODUCTS & targets(recorded(torch.matmul, *(draw(*shape) for shape in shapes)))
+
+
+def test_products_that_torch_takes_otherwise_are_left_to_it():
+    whole = torch.arange(6, dtype=torch.int32).reshape(3, 2)
+    assert aten.mm.default in targets(recorded(torch.mm, whole, whole.T))
+    with pytest.raises(CannotRecord, match="RuntimeError"):
+        record(lambda a, b: (torch.bmm(a, b),), [draw(3, 2, 2), draw(1, 2, 2)])
 
 
 def test_weighted_sums_with_products_are_left_to_the_library():

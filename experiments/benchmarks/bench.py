@@ -91,7 +91,11 @@ def bench(
         if check and not quick and not names and device == "cpu":
             say("zoo compare")
             seconds = time_compare(Path(scratch), result["skipped"])
-    result["checks"] = bounds.checks(result["base"], result["tables"], seconds, device)
+    timed = {bounds.Table(group).case.name for group in result["base"]}
+    lost = [name for name in groups if name not in timed and name != "tables"]
+    result["checks"] = bounds.checks(
+        result["base"], result["tables"], seconds, device, lost, whole=not names
+    )
     return write(folder, result)
 
 

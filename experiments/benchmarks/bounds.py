@@ -84,12 +84,19 @@ class Table:
         return fused is not None and fused.median > BOUND_BY_OVERHEAD * self.limit
 
 
-def checks(base, tables, compare_seconds, device):
-    """Every Check of the run: base is a list of groups, tables the group of growing tables."""
+def checks(base, tables, compare_seconds, device, lost=(), whole=True):
+    """Every Check of the run: base is a list of groups, tables the group of growing tables.
+
+    lost: names of groups without a result.  whole: whether more was asked for than some cases.
+    """
     found = [Table(group) for group in base]
     if device != "cpu":
-        return [check for table in found for check in _on_gpu(table)]
+        each = [check for table in found for check in _on_gpu(table)]
+        return each + [Check(f"{name}: fused / by hand", 1.1, None) for name in lost]
     each = [check for table in found for check in _on_cpu(table)]
+    each += [Check(f"{name}: fused / by hand", 1.0, None) for name in lost]
+    if not whole:
+        return each
     return [*each, _geometric_mean(found), _growth(tables), _compare(compare_seconds)]
 
 

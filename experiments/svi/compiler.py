@@ -99,7 +99,8 @@ def key(graph, inputs, options):
     """What tells a compiled graph from every other: its code, its inputs' layouts, the machine."""
     layouts = [(t.shape, t.stride(), t.dtype, t.device.type) for t in inputs]
     machine = torch.__version__, _processor(), torch.get_num_threads()
-    text = repr((graph.code, layouts, sorted((PLAIN | options).items()), machine))
+    settings = torch.get_default_dtype(), *sorted((PLAIN | options).items())
+    text = repr((graph.code, layouts, settings, machine))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -14,7 +14,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 from experiments.svi.surrogate import enumerated_particle, mean_losses, particle
 from zoo.errors import ZooError, require
-from zoo.problem import sample_sites
+from zoo.problem import Problem, sample_sites
 
 MIN_WINDOW = 10  # shorter windows say nothing of a trend
 
@@ -25,6 +25,10 @@ class FitError(ZooError):
 
 def resolve(config, problem):
     """The config with estimator and num_particles written out for this problem."""
+    require(
+        isinstance(problem, Problem),
+        f"fit takes a Problem, as zoo.load makes it of a name, got {problem!r}",
+    )
     require(
         config.flat_window == 0 or config.flat_window >= MIN_WINDOW,
         f"flat_window must be 0 or at least {MIN_WINDOW} epochs, got {config.flat_window}",

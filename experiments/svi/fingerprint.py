@@ -1,8 +1,9 @@
 """`Fingerprint`: what Pyro programs can see besides their arguments, and whether it is still so.
 
-A program sees attributes of modules and objects, closures, defaults, and globals of its own
-functions.  Numbers and strings count by value, tensors and everything else by identity.  Not seen:
-what is written into NumPy arrays of more than a page, and what library code keeps for itself.
+A program sees attributes of modules and objects, closures, defaults, globals of its own functions,
+and what these name in a user's Python modules.  Numbers and strings count by value, tensors and
+everything else by identity.  Not seen: what is written into NumPy arrays of more than a page, and
+what library code keeps for itself.
 """
 
 import argparse
@@ -44,6 +45,7 @@ class Fingerprint:
         self.found, self._known = [], {}
         self._dicts, self._lists, self._classes = [], [], []
         self._cells, self._functions, self._globals = [], [], []
+        self._sets, self._arrays, self._slots, self._spaces = [], [], [], set()
         for program in programs:
             self._note(program)
         self.tokens = tuple(self.found)
@@ -66,11 +68,15 @@ class Fingerprint:
             [id(_content(cell)) for cell in self._cells],
             [id(part) for function in self._functions for part in PARTS(function)],
             [list(map(id, map(space.__getitem__, names))) for space, names in self._globals],
+            list(map(frozenset, self._sets)),
+            [array.tobytes() for array in self._arrays],
         )
 
     def _values(self):
         classes = [vars(kind).values() for kind in self._classes]
-        return chain(*self._lists, *classes, chain.from_iterable(map(dict.values, self._dicts)))
+        slots = [getattr(value, name, None) for value, names in self._slots for name in names]
+        items = chain.from_iterable(map(dict.items, self._dicts))
+        return chain(*self._lists, *classes, slots, chain.from_iterable(items))
 
     def _note(self, value):
         """Append the tokens of a value, and of what can be seen through it."""
@@ -95,7 +101,9 @@ class Fingerprint:
         elif isinstance(value, functools.partial):
             self._note([value.func, value.args, value.keywords])
         elif isinstance(value, np.ndarray):
-            self.found.append((id(value), value.tobytes() if value.nbytes <= PAGE else None))
+            small = value.nbytes <= PAGE
+            self.found.append((id(value), value.tobytes() if small else None))
+            self._arrays += [value] if small else []
         elif isinstance(value, type):
             self._see_class(value)
         else:
@@ -109,6 +117,8 @@ class Fingerprint:
             value = value.values()
         elif isinstance(value, list):
             self._lists.append(value)
+        elif isinstance(value, set):
+            self._sets.append(value)
         for item in value if not isinstance(value, set | frozenset) else map(repr, value):
             self._note(item)
 
@@ -122,11 +132,20 @@ class Fingerprint:
             self._cells.append(cell)
             self._note(_content(cell))
         if not is_library(function.__code__.co_filename):
-            space = function.__globals__
-            names = tuple(n for n in sorted(_names(function.__code__)) if n in space)
-            self._globals.append((space, names))
-            for name in names:
-                self._note(space[name])
+            self._see_space(function.__globals__, _names(function.__code__))
+
+    def _see_space(self, space, names):
+        """What code that uses these names sees of a module, and of a user's modules named there."""
+        if (id(space), names) in self._spaces:
+            return
+        self._spaces.add((id(space), names))
+        known = tuple(name for name in sorted(names) if name in space)
+        self._globals.append((space, known))
+        for name in known:
+            value = space[name]
+            self._note(value)
+            if isinstance(value, types.ModuleType) and not is_library(_path(value)):
+                self._see_space(vars(value), names)
 
     def _see_class(self, kind):
         """The methods and constants of a user's class, and of the classes it stands on."""
@@ -153,6 +172,12 @@ class Fingerprint:
             self._see_module(value)
         elif hasattr(value, "__dict__") and (own or isinstance(value, Distribution | Messenger)):
             self._note(vars(value))
+        elif own:
+            slots = [vars(base).get("__slots__", ()) for base in kind.__mro__]
+            names = tuple(chain(*([s] if isinstance(s, str) else s for s in slots)))
+            self._slots.append((value, names))
+            for name in names:
+                self._note(getattr(value, name, None))
 
     def _see_module(self, module):
         state = vars(module)
@@ -206,6 +231,10 @@ def _file(kind):
     return getattr(module, "__file__", None) or (
         "<own>" if module and kind.__module__ == "__main__" else "<frozen>"
     )
+
+
+def _path(module):
+    return getattr(module, "__file__", None) or "<frozen"
 
 
 @functools.cache

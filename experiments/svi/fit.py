@@ -227,8 +227,9 @@ def seed_list(seeds):
         require(seeds >= 1, f"seeds must be at least 1, got {seeds}")
         return tuple(range(seeds))
     seeds = tuple(seeds) if isinstance(seeds, list | tuple | range) else (seeds,)
-    good = seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
-    require(good, f"seeds must be a number or a list of whole numbers from 0, got {seeds!r}")
+    good = seeds and all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds)
+    known = "a number or a list of whole numbers from 0 to 2^63 - 1"
+    require(good, f"seeds must be {known}, got {seeds!r}")
     require(len(set(seeds)) == len(seeds), f"seeds must differ, got {seeds!r}")
     return seeds
 

@@ -18,13 +18,15 @@ from experiments.svi.compiler import compile_graph
 from experiments.svi.estimators import elbo
 from experiments.svi.launch import repeated
 from experiments.svi.loop import isolated
-from experiments.svi.record import CannotRecord, record, update_in_place
+from experiments.svi.record import CannotRecord, record, update_in_place, written_inputs
 from experiments.svi.recordable import recordable
 from experiments.svi.updates import STATE, clipped, schedule, updated
 from guides.sources import Table
 
 KEPT = 256
 """How many losses a seed's row keeps before someone has to read them."""
+ORDERED = 2**18
+"""Rows of as many epochs as are put in order at once."""
 
 
 class Fused:
@@ -45,6 +47,8 @@ class Fused:
         self.tables = _tables(self.modules)
         known = {*self.frozen, *self.tables}
         self.dense = {name: p.shape for name, p in named.items() if name not in known}
+        if len({named[name].dtype for name in self.dense}) > 1:
+            raise CannotRecord("its parameters are of different types")
         self.tensors = self._changing() | self._fixed()
         self.run, self.first_epochs = None, [None] * len(runs)
 
@@ -61,7 +65,7 @@ class Fused:
 
         with isolated():
             graph, held = record(function, list(self.tensors.values()))
-        _check(graph, held)
+        _check(graph, held, len(self.runs))
         update_in_place(graph, {i: names.index(name) for i, name in enumerate(new)})
         inputs = [tensor.detach() for tensor in [*self.tensors.values(), *held]]
         compiled = compile_graph(graph, inputs)
@@ -144,7 +148,7 @@ class Fused:
         tensors |= {"data": data, "steps": torch.tensor(self.config.steps, device=data.device)}
         if self.batches.minibatches:
             # Of several epochs, so that the host has less to do.
-            epochs = max(1, KEPT // self.batches.steps_per_epoch)
+            epochs = max(1, min(KEPT // self.batches.steps_per_epoch, ORDERED // len(data)))
             length = self.batches.steps_per_epoch * self.batches.size
             shape = len(runs), epochs, length
             tensors["orders"] = torch.zeros(shape, dtype=torch.int64, device=data.device)
@@ -283,13 +287,15 @@ class Fused:
             yield
 
 
-def _check(graph, held):
-    """Refuse graphs that train less than they use, or draw what a seed cannot repeat.
+def _check(graph, held, seeds):
+    """Refuse graphs that train less than they use, or mix seeds, or draw what none can repeat.
 
     Raises CannotRecord.
     """
     if any(tensor.requires_grad for tensor in held):
         raise CannotRecord("it uses a parameter that is not among its modules' own")
+    if seeds > 1 and written_inputs(graph):
+        raise CannotRecord("they write to a tensor, and each seed has its own")
     for node in graph.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise CannotRecord(f"it draws by {node.target}, which has no noise by counter")

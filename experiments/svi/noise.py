@@ -46,12 +46,14 @@ def bits(key, shape):
 
 def uniform(key, shape, dtype=torch.float32):
     """Uniform on (0, 1): the upper bits, as many as the dtype holds below 1."""
+    _check(dtype)
     width = 52 if dtype == torch.float64 else 23
     return (_shift(bits(key, shape), 64 - width).to(dtype) + 0.5) * 2.0**-width
 
 
 def normal(key, shape, dtype=torch.float32):
     """Standard normal, by Box and Muller's transform of 32 bits each for radius and angle."""
+    _check(dtype)
     drawn = bits(key, shape)
     radius = ((_shift(drawn, 32)).to(dtype) + 0.5) * 2.0**-32
     angle = (drawn & 0xFFFFFFFF).to(dtype) * (2.0 * math.pi * 2.0**-32)
@@ -63,6 +65,11 @@ def categorical(key, probs, num_draws):
     """Indices (..., num_draws) drawn with replacement; probs (..., K) need no normalization."""
     drawn = uniform(key, (*probs.shape[:-1], num_draws, probs.shape[-1]), probs.dtype)
     return (probs.unsqueeze(-2).log() - (-drawn.log()).log()).argmax(-1)
+
+
+def _check(dtype):
+    if dtype not in (torch.float32, torch.float64):
+        raise CannotRecord(f"it draws numbers of {dtype}, which have no noise by counter")
 
 
 def _shift(number, by):
@@ -124,8 +131,9 @@ def _normal(mode, mean, std=1.0, size=None, **kwargs):
     return mean + std * normal(mode.next(), tuple(size), _dtype(kwargs))
 
 
-def _bernoulli(mode, probs, generator=None):
-    return (uniform(mode.next(), probs.shape, probs.dtype) < probs).to(probs.dtype)
+def _bernoulli(mode, x, p=None, *, generator=None):
+    probs = x if p is None else p
+    return (uniform(mode.next(), x.shape, x.dtype) < probs).to(x.dtype)
 
 
 def _multinomial(mode, probs, num_samples, replacement=False, **kwargs):
@@ -141,7 +149,8 @@ def _randperm(mode, n, **kwargs):
 def _dropout(mode, x, p=0.5, training=True, inplace=False):
     if not training:
         return x
-    return x * (uniform(mode.next(), x.shape, x.dtype) >= p) / (1 - p)
+    kept = uniform(mode.next(), x.shape, x.dtype) >= p
+    return torch.where(kept, x / (1 - p or 1.0), 0.0)
 
 
 def _like(drawn):

@@ -5,6 +5,7 @@ parameters, buffers, data held by a closure.  None of them is burnt in, so that 
 right when their values change.
 """
 
+import operator
 import random
 import warnings
 
@@ -40,6 +41,8 @@ def record(function, args):
         with torch.random.fork_rng(gpus), warnings.catch_warnings(), _NoValues(), outside:
             warnings.simplefilter("ignore")
             graph = make_fx(function, decomposition_table=THIN)(*args)
+        held = _lift(graph, args)
+        narrow(graph.graph, _written_nodes(graph))
     except Exception as error:
         raise CannotRecord(_reason(error)) from error
     finally:
@@ -49,8 +52,6 @@ def record(function, args):
         np.random.set_state(foreign[1])
     if drawn:
         raise CannotRecord("it draws from the random numbers of Python or NumPy")
-    held = _lift(graph, args)
-    narrow(graph.graph, _written_nodes(graph))
     _clear(graph)
     return graph, held
 
@@ -82,7 +83,7 @@ def _written_nodes(graph):
     found = set()
     for node in graph.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload):
-            found.update(_origin(target) for target in _written(node.target, node.args))
+            found.update(map(_origin, _written(node.target, node.args, node.kwargs)))
     return found
 
 
@@ -108,7 +109,7 @@ class Outside(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, args = kwargs or {}, self._unmasked(func, args)
         self._refuse(func, args, kwargs)
-        written = _written(func, args)
+        written = _written(func, args, kwargs)
         for tensor in written:
             if not self._all_in(self.made, tensor):
                 with disable_proxy_modes_tracing():
@@ -189,19 +190,25 @@ def _returns_alias(func):
     return any(result.alias_info is not None for result in func._schema.returns)
 
 
-def _written(func, args):
-    """The arguments that an operation writes to."""
+def _written(func, args, kwargs):
+    """The arguments that an operation writes to: tensors, or nodes of a graph."""
     if func._opname in BATCH_NORMS:
-        return [arg for arg in args[3:5] if arg is not None]
-    pairs = zip(func._schema.arguments, args, strict=False)
-    return [
-        v for a, v in pairs if a.alias_info is not None and a.alias_info.is_write and v is not None
-    ]
+        written = args[3:5]
+    else:
+        known = func._schema.arguments
+        given = dict(zip((a.name for a in known), args, strict=False)) | kwargs
+        writes = [a.name for a in known if a.alias_info is not None and a.alias_info.is_write]
+        written = [given.get(name) for name in writes]
+    leaves = torch.utils._pytree.tree_leaves(list(written))
+    return [leaf for leaf in leaves if leaf is not None]
 
 
 def _origin(node):
-    """The node whose memory a view shows."""
-    while node.op == "call_function" and _returns_alias(node.target) and node.args:
+    """The node whose memory a view, or one of several, shows."""
+    while node.op == "call_function" and node.args:
+        one_of_several = node.target is operator.getitem
+        if not (one_of_several or _returns_alias(node.target)):
+            break
         node = node.args[0]
     return node
 

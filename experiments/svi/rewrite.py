@@ -16,7 +16,8 @@ def product(a, b):
     A library's matrix product takes as long for two terms as for sixteen.
     """
     (m, k), n = a.shape[-2:], b.shape[-1]
-    if k != b.shape[-2]:
+    exact = not (a.is_floating_point() or a.is_complex())
+    if exact or k != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
         return NotImplemented
     if 0 < k <= FEW:
         return sum(a[..., :, j, None] * b[..., None, j, :] for j in range(k))
@@ -61,8 +62,9 @@ def _elementwise(node):
     if torch.Tag.pointwise not in getattr(node.target, "tags", ()):
         return False
     # Of mixed types the result's depends on which of the tensors have dimensions.
-    types = {arg.meta["val"].dtype for arg in node.all_input_nodes}
-    return len(types) == 1 and not node.target._schema.is_mutable
+    values = [arg.meta.get("val") for arg in node.all_input_nodes]
+    types = {getattr(value, "dtype", None) for value in values}
+    return len(types) == 1 and None not in types and not node.target._schema.is_mutable
 
 
 def _narrow(graph, node):
