@@ -116,3 +116,27 @@ def test_types_stay_where_tensors_without_dimensions_would_give_way():
 def test_a_change_of_shape_follows():
     recorded(lambda x: x.expand(3, 2).exp().view(6), draw(2))
     recorded(lambda x: x.expand(3, 2).exp().as_strided((2, 2), (3, 1)), draw(2))
+
+
+def test_tanh_is_a_quotient_of_polynomials():
+    """To 4e-7 of float64's, everywhere; with the right ends and the right derivative."""
+    ends = torch.tensor([float("inf"), 50.0, 7.95, 0.0, 1e-30])
+    near = torch.logspace(-8, 1, 20_001)
+    x = torch.cat([ends, -ends, near, -near, torch.linspace(-10, 10, 20_001)])
+    graph, held = record(lambda x: (x.tanh(),), [x])
+    assert aten.tanh.default not in targets(graph)
+    [ours] = graph(x, *held)
+    exact = x.double().tanh()
+    torch.testing.assert_close(ours.double(), exact, rtol=4e-7, atol=0)
+    assert ours.abs().max() <= 1
+    [nothing] = graph(torch.full_like(x, torch.nan), *held)
+    assert nothing.isnan().all()
+    slope, held = record(
+        lambda x: torch.autograd.functional.vjp(torch.tanh, x, torch.ones_like(x))[1:], [x]
+    )
+    [found] = slope(x, *held)
+    torch.testing.assert_close(found.double(), 1 - exact**2, rtol=0, atol=1e-6)
+
+
+def test_tanh_of_other_types_is_the_librarys():
+    assert aten.tanh.default in targets(recorded(torch.tanh, draw(5)))

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.svi.rewrite import THIN, narrow
+from experiments.svi.rewrite import WRITTEN_OUT, narrow
 from zoo.errors import ZooError
 
 VALUES = "its control flow depends on the value of a tensor (an if, .item() or a loop)"
@@ -40,7 +40,7 @@ def record(function, args):
     try:
         with torch.random.fork_rng(gpus), warnings.catch_warnings(), _NoValues(), outside:
             warnings.simplefilter("ignore")
-            graph = make_fx(function, decomposition_table=THIN)(*args)
+            graph = make_fx(function, decomposition_table=WRITTEN_OUT)(*args)
         held = _lift(graph, args)
         narrow(graph.graph, _written_nodes(graph))
     except Exception as error:

@@ -1,6 +1,7 @@
 """Rewriting of recorded graphs into what a compiler makes fast code of.
 
-Both rewrites keep every value but for the order of sums: the compiler fuses what they leave.
+Values stay as they are but for the order of sums and a float32 tanh's last digit: the compiler
+fuses what is left.
 """
 
 import torch
@@ -34,7 +35,40 @@ def sum_with_product(bias, a, b, beta=1, alpha=1):
     return found if found is NotImplemented else bias + found
 
 
-THIN = {
+ABOVE = (
+    4.89352455891786e-03,
+    6.37261928875436e-04,
+    1.48572235717979e-05,
+    5.12229709037114e-08,
+    -8.60467152213735e-11,
+    2.00018790482477e-13,
+    -2.76076847742355e-16,
+)
+BELOW = (4.89352518554385e-03, 2.26843463243900e-03, 1.18534705686654e-04, 1.19825839466702e-06)
+ONE = 7.90531110763549805  # from where on the quotient is 1 in float32
+
+
+def tanh(x):
+    """tanh of float32 on the CPU as a quotient of polynomials, which fuses with what stands around.
+
+    Its error is below 4e-7.  Source of the coefficients: Eigen's generic_fast_tanh_float.
+    """
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return NotImplemented
+    x = x.clamp(-ONE, ONE)
+    square = x * x
+    return x * _polynomial(ABOVE, square) / _polynomial(BELOW, square)
+
+
+def _polynomial(coefficients, x):
+    *rest, value = coefficients
+    for coefficient in reversed(rest):
+        value = value * x + coefficient
+    return value
+
+
+WRITTEN_OUT = {
+    aten.tanh.default: tanh,
     aten.mm.default: product,
     aten.bmm.default: product,
     aten.addmm.default: sum_with_product,
