@@ -6,9 +6,9 @@ from pyro.infer import SVI
 from experiments.svi import engine, noise
 from experiments.svi.config import FitConfig
 from experiments.svi.estimators import elbo, resolve
-from experiments.svi.fused import shuffled
 from experiments.svi.loop import isolated
 from experiments.svi.run import Run
+from experiments.svi.stacked import shuffled
 from experiments.svi.updates import rate_factor
 
 CPU = torch.device("cpu")

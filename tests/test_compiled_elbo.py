@@ -99,13 +99,15 @@ def assert_same(one, two, rtol):
     for (loss, grads, state), (other, others, after) in zip(one[0], two[0], strict=True):
         assert loss == pytest.approx(other, rel=rtol)
         assert grads.keys() == others.keys()
+        found = [gradient for gradient in grads.values() if gradient is not None]
+        largest = max((float(gradient.abs().max()) for gradient in found), default=0.0)
         for name, gradient in grads.items():
             assert (gradient is None) == (others[name] is None), name
             if gradient is not None:
-                scale = float(gradient.abs().max())
-                torch.testing.assert_close(
-                    others[name], gradient, rtol=rtol, atol=rtol * scale, msg=name
-                )
+                # Gradients that cancel, as of a bias before a batch norm, are rounding alone.
+                rounding = 4 * torch.finfo(gradient.dtype).eps * largest
+                atol = max(rtol * float(gradient.abs().max()), rounding)
+                torch.testing.assert_close(others[name], gradient, rtol=rtol, atol=atol, msg=name)
         assert torch.equal(state, after)
     torch.testing.assert_close(one[1], two[1], rtol=rtol, atol=rtol)
 

@@ -118,8 +118,8 @@ def test_a_change_of_shape_follows():
     recorded(lambda x: x.expand(3, 2).exp().as_strided((2, 2), (3, 1)), draw(2))
 
 
-def test_tanh_is_a_quotient_of_polynomials():
-    """To 4e-7 of float64's, everywhere; with the right ends and the right derivative."""
+def test_tanh_is_written_out():
+    """To 2e-7 of float64's, everywhere; with the right ends and the right derivative."""
     ends = torch.tensor([float("inf"), 50.0, 7.95, 0.0, 1e-30])
     near = torch.logspace(-8, 1, 20_001)
     x = torch.cat([ends, -ends, near, -near, torch.linspace(-10, 10, 20_001)])
@@ -127,7 +127,7 @@ def test_tanh_is_a_quotient_of_polynomials():
     assert aten.tanh.default not in targets(graph)
     [ours] = graph(x, *held)
     exact = x.double().tanh()
-    torch.testing.assert_close(ours.double(), exact, rtol=4e-7, atol=0)
+    torch.testing.assert_close(ours.double(), exact, rtol=2e-7, atol=0)
     assert ours.abs().max() <= 1
     [nothing] = graph(torch.full_like(x, torch.nan), *held)
     assert nothing.isnan().all()

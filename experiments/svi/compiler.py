@@ -29,7 +29,11 @@ LIMIT = 2**30
 ABANDONED = 3600
 """Seconds after which a half-made entry is no one's."""
 # No tables for debuggers: a quarter of the compiler's time.
-PLAIN = {"aot_inductor.enable_line_tables": False, "aot_inductor.enable_frame_pointer": False}
+PLAIN = {
+    "aot_inductor.enable_line_tables": False,
+    "aot_inductor.enable_frame_pointer": False,
+    "memory_planning": True,  # one block for all that a step makes on the way
+}
 
 
 class CannotCompile(ZooError):

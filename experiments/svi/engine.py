@@ -13,8 +13,9 @@ import torch
 from experiments.svi import loop
 from experiments.svi.compiler import CannotCompile
 from experiments.svi.estimators import FitError, blame
-from experiments.svi.fused import KEPT, Fused
+from experiments.svi.fused import Fused
 from experiments.svi.record import CannotRecord
+from experiments.svi.stacked import KEPT
 
 MIN_STEPS = 5000
 """A compilation takes as long as some 5,000 eager steps of a small model."""
