@@ -1,6 +1,7 @@
 """Tasks on worker processes that end with their parent, however it ends."""
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -127,6 +128,7 @@ def _serve(pipe, function, threads):
         while True:
             pipe.send(("done", function(pipe.recv(), report)))
     except (KeyboardInterrupt, EOFError, ConnectionError):
+        multiprocessing.util._run_finalizers(0)  # semaphores of libraries, which would be missed
         os._exit(0)
 
 
