@@ -40,6 +40,8 @@ def test_every_start_climbs_the_banana(dtype, tolerance, within, share):
 
     found = climb(differentiated(banana), 2 * torch.randn(500, 2, dtype=dtype), 300, tolerance)
     assert found.converged.all()
+    assert found.values.min() > -0.1
+    assert found.values.median() > -1e-4
     assert ((found.points - 1).abs() < within).all(-1).double().mean() >= share
     torch.testing.assert_close(found.values, banana(found.points, None))
 

@@ -46,6 +46,12 @@ def test_every_pair(name, guide_name, batch_size):
     assert_steps_are_those_of_svi(*pair(name, guide_name), batch_size=batch_size)
 
 
+def test_orders_of_two_epochs_at_a_time(monkeypatch):
+    """Ten steps of three an epoch: into a second block of orders."""
+    monkeypatch.setattr("experiments.svi.stacked.ORDERED", 2 * 15)
+    assert_steps_are_those_of_svi(*pair(), seeds=(3, 4), steps=10)
+
+
 @pytest.mark.parametrize("guide_name", ["mean_field", "amortized", "constant"])
 @pytest.mark.parametrize(
     "settings",

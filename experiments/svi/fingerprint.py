@@ -227,14 +227,13 @@ def is_library(path):
 
 @functools.cache
 def _file(kind):
-    module = sys.modules.get(kind.__module__)
-    return getattr(module, "__file__", None) or (
-        "<own>" if module and kind.__module__ == "__main__" else "<frozen>"
-    )
+    return _path(sys.modules.get(kind.__module__))
 
 
 def _path(module):
-    return getattr(module, "__file__", None) or "<frozen"
+    """The file of a Python module, or what stands for one."""
+    own = getattr(module, "__name__", None) == "__main__"
+    return getattr(module, "__file__", None) or ("<own>" if own else "<frozen>")
 
 
 @functools.cache

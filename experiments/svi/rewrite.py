@@ -40,7 +40,7 @@ SERIES = (-0.333332819422, 0.133314422036, -0.0537397155531, 0.0206390887954, -0
 
 
 def tanh(x):
-    """tanh of float32 on the CPU, right to 2e-7 of its value as a library's, in half the time.
+    """tanh of float32 on the CPU, right to 2e-7 of its value, which fuses with what is around.
 
     Source: Moshier 1989, Cephes, tanhf.
     """
