@@ -187,14 +187,14 @@ class TestResumption:
     ):
         problem, guide = small()
         found = {}
-        for kind in ("compiled", "eager"):
+        for kind in ("compiled", "recorded", "eager"):
             settings = {"optimizer": optimizer, "batch_size": batch_size, "engine": kind}
             if optimizer == "sgd":  # its steps are as long as the gradient
                 settings |= {"learning_rate": 1e-6, "row_learning_rate": 1e-6}
             fit_seeds(problem, guide, config_of(problem, **settings), [0], CPU, tmp_path / kind)
             tensors, _ = checkpoint.read(tmp_path / kind / "seed-0.safetensors")
             found[kind] = {name: t.shape for name, t in tensors.items() if name != "order"}
-        assert found["compiled"] == found["eager"]
+        assert found["compiled"] == found["recorded"] == found["eager"]
 
     def test_a_finished_seed_and_one_half_way_go_on_with_others(self, tmp_path):
         problem, guide = small()
@@ -219,7 +219,7 @@ class TestResumption:
         path = tmp_path / "seed-3.safetensors"
         before = checkpoint.read(path)[0]
         without_compiler(monkeypatch)
-        with pytest.warns(UserWarning, match="run eagerly"):
+        with pytest.warns(UserWarning, match="run as recorded"):
             [run] = fit_seeds(problem, guide, config, [3], CPU, tmp_path, resume=True)
         after = checkpoint.read(path)[0]
         count = len(before["order"])
@@ -311,18 +311,26 @@ class Counting(torch.nn.Module):
 
 class TestChoice:
     @pytest.mark.parametrize("seeds", [1, 3])
-    def test_auto_compiles_where_it_pays(self, seeds):
-        least = math.ceil(engine.MIN_STEPS / seeds)
+    def test_auto_records_and_compiles_where_it_pays(self, seeds):
+        least = math.ceil(engine.RECORDED / seeds)
         runs = [None] * seeds
-        assert engine.choose(FitConfig(steps=least), runs) == "compiled"
+        assert engine.choose(FitConfig(steps=engine.COMPILED), runs) == "compiled"
+        assert engine.choose(FitConfig(steps=engine.COMPILED - 1), runs) == "recorded"
+        assert engine.choose(FitConfig(steps=least), runs) == "recorded"
         assert engine.choose(FitConfig(steps=least - 1), runs) == "eager"
         assert engine.choose(FitConfig(steps=1, engine="compiled"), runs) == "compiled"
+        assert engine.choose(FitConfig(steps=1, engine="recorded"), runs) == "recorded"
         assert engine.choose(FitConfig(steps=10**6, engine="eager"), runs) == "eager"
 
     def test_auto_runs_the_engine_that_it_chose(self, uncompiled, monkeypatch):
         problem, guide = small()
-        for least, expected in ((18, "compiled"), (19, "eager")):
-            monkeypatch.setattr(engine, "MIN_STEPS", least)
+        for recorded, compiled, expected in (
+            (18, 7, "recorded"),
+            (19, 7, "eager"),
+            (18, 6, "compiled"),
+        ):
+            monkeypatch.setattr(engine, "RECORDED", recorded)
+            monkeypatch.setattr(engine, "COMPILED", compiled)
             runs, caught = fitted(problem, guide, "auto")
             assert {run.engine["engine"] for run in runs} == {expected}
             assert not caught
@@ -371,14 +379,15 @@ class TestChoice:
             assert run.engine["engine"] == "eager"
             assert_equal(run, other)
 
-    def test_without_a_compiler_the_steps_run_eagerly(self, monkeypatch):
+    def test_without_a_compiler_the_steps_run_as_recorded(self, monkeypatch):
         without_compiler(monkeypatch)
         problem, guide = small()
         runs, caught = fitted(problem, guide, "compiled")
-        assert only_warning(caught).endswith("not compiled: there is no C++ compiler")
-        expected, _ = fitted(problem, guide, "eager")
+        sentence = "run as recorded, not compiled: there is no C++ compiler"
+        assert only_warning(caught).endswith(sentence)
+        expected, _ = fitted(problem, guide, "recorded")
         for run, other in zip(runs, expected, strict=True):
-            assert run.engine["engine"] == "eager"
+            assert run.engine["engine"] == "recorded"
             assert_equal(run, other)
 
     def test_torch_and_pyro_are_left_as_they_were(self, uncompiled):
@@ -388,7 +397,7 @@ class TestChoice:
         assert torch.equal(torch.get_rng_state(), state)
         assert not list(pyro.get_param_store().keys())
 
-    @pytest.mark.parametrize("kind", ["compiled", "eager"])
+    @pytest.mark.parametrize("kind", ["compiled", "recorded", "eager"])
     def test_records_say_which_engine_ran(self, uncompiled, kind, tmp_path):
         options = {"steps": 5, "batch_size": 700, "engine": kind}
         found = experiments.compare(
@@ -398,8 +407,8 @@ class TestChoice:
         for record in found.records:
             cost = record["cost"]
             assert cost["engine"] == kind
-            assert cost["seeds_together"] == (2 if kind == "compiled" else 1)
-            assert (cost["compile_seconds"] > 0) == (kind == "compiled")
+            assert cost["seeds_together"] == (1 if kind == "eager" else 2)
+            assert (cost["compile_seconds"] > 0) == (kind != "eager")
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -417,7 +426,7 @@ class TestTables:
         problem, guide = small(num_data=self.NUM_DATA)
         runs = started(problem, guide, SEEDS[:2], batch_size=4, **settings)
         fused = Fused(runs, problem)
-        fused.compile()
+        fused.prepare()
         fused.shuffle()
         return fused, *graphs[0]
 
@@ -478,11 +487,11 @@ class TestTables:
 @pytest.mark.parametrize(
     ("name", "guide_name"), [("gaussian_lvm", "mean_field"), ("bernoulli_mixture", "amortized")]
 )
-def test_both_engines_end_at_the_same_bound(name, guide_name, uncompiled):
+def test_both_engines_end_at_the_same_bound(name, guide_name):
     """Welch's test at 0.1 % on the final bounds of 12 seeds each; it would see 2 sd."""
     problem, guide = small(name, guide_name, 40)
     options = {"steps": 200, "batch_size": 10, "learning_rate": 0.05}
-    ours = experiments.fit(problem, guide, seeds=range(12), engine="compiled", **options)
+    ours = experiments.fit(problem, guide, seeds=range(12), engine="recorded", **options)
     theirs = experiments.fit(problem, guide, seeds=range(100, 112), engine="eager", **options)
     bounds = [each.elbo_per_datum.double().numpy() for each in (ours, theirs)]
     assert stats.ttest_ind(*bounds, equal_var=False).pvalue > 1e-3
@@ -505,6 +514,10 @@ def test_compiled_for_real(tmp_path, monkeypatch):
         assert run.engine["seeds_together"] == 2
         [other] = started(problem, guide, [run.seed], steps=14, batch_size=16)
         assert_close(run, train_eagerly(other, problem), 1e-3, 1e-4)
+    recorded = config.model_copy(update={"engine": "recorded"})
+    for run, other in zip(whole, fit_seeds(problem, guide, recorded, [3, 4], CPU), strict=True):
+        assert other.engine["engine"] == "recorded"
+        assert_close(run, other, 1e-4, 1e-5)
     interrupted(problem, guide, config, tmp_path / "out", seeds=[3, 4], after=10)
     resumed = fit_seeds(problem, guide, config, [3, 4], CPU, tmp_path / "out", resume=True)
     for run, other in zip(whole, resumed, strict=True):

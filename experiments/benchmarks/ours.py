@@ -46,7 +46,7 @@ def fused(case):
 
     def steps(n):
         if step.run is None:
-            step.compile()
+            step.prepare()
         while n:
             n -= advance(runs, step, n)
         return runs[0].losses[-1] * len(case.data)

@@ -71,7 +71,11 @@ def caption(records):
     stated = "" if error is None else f"Largest stated error of an evidence: {error:.4f}. "
     engines = sorted({r["cost"].get("engine", "eager") for r in done})
     compiling = max((r["cost"].get("compile_seconds", 0.0) for r in done), default=0.0)
-    extra = f", beside compilation of up to {compiling:.0f} s a program" if compiling else ""
+    extra = (
+        f", beside recording and compilation of up to {compiling:.0f} s a program"
+        if compiling
+        else ""
+    )
     met = sum(bool(r["measures"]["gaps"]["row_converged"]) for r in done)
     return (
         "Nats a datum; log evidence and gaps on held-out data under each fit's own parameters; "

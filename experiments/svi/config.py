@@ -34,7 +34,7 @@ class FitConfig(Settings):
     """By how much adamw shrinks the parameters, a table's rows left out: times the rate a step."""
     clip_norm: float | None = Field(None, gt=0)
     """Largest norm of all gradients together, in nats; None leaves them as they are."""
-    engine: Literal["auto", "compiled", "eager"] = "auto"
+    engine: Literal["auto", "compiled", "recorded", "eager"] = "auto"
     """What runs the steps: see experiments/svi/engine.py."""
     estimator: Literal["auto", "pathwise", "score", "enumeration"] = "auto"
     """How gradients pass a latent: see experiments/svi/estimators.py."""

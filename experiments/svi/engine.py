@@ -1,8 +1,9 @@
 """Which engine runs the steps, and the loop around the fused step.
 
 compiled  one fused step for all seeds, recorded and compiled: experiments/svi/fused.py
+recorded  the same step as it was recorded, without the compiler's time and gain
 eager     `pyro.infer.SVI` at every step, a seed after the other: experiments/svi/loop.py
-auto      compiled where it pays: from MIN_STEPS steps on, those of all seeds counted together
+auto      recorded from RECORDED steps on, compiled from COMPILED on, where each pays
 """
 
 import time
@@ -17,32 +18,40 @@ from experiments.svi.fused import Fused
 from experiments.svi.record import CannotRecord
 from experiments.svi.stacked import KEPT
 
-MIN_STEPS = 5000
-"""A compilation takes as long as some 5,000 eager steps of a small model."""
+RECORDED = 1000
+"""Eager steps of a small model, of all seeds, in whose time a step is recorded."""
+COMPILED = 10_000
+"""Recorded steps, of all seeds together, that a compiler speeds up by the time that it takes."""
 CHUNK_SECONDS = 0.1
 """How long the loop leaves the compiled step alone."""
 
 
 def choose(config, runs):
-    """The engine that these runs take, "compiled" or "eager"."""
+    """The engine that these runs take: "compiled", "recorded" or "eager"."""
     if config.engine != "auto":
         return config.engine
-    return "compiled" if config.steps * len(runs) >= MIN_STEPS else "eager"
+    if config.steps >= COMPILED:
+        return "compiled"
+    return "recorded" if config.steps * len(runs) >= RECORDED else "eager"
 
 
 def train(runs, problem, after_steps=lambda runs: None):
     """Train runs of one problem and config until each is finished, or has an `error`.
 
     after_steps(runs) is called after every step or few; it may save them, or stop all by raising.
-    What cannot be recorded or compiled is trained eagerly, after a warning that says why.
+    What cannot be compiled is trained as recorded, and what cannot be recorded eagerly, after a
+    warning that says why.
     """
     engine = choose(runs[0].config, runs)
-    if engine == "compiled" and any(run.alive for run in runs):
+    while engine != "eager" and any(run.alive for run in runs):
         try:
-            for group, fused in _prepared(runs, problem):
-                _train_compiled(group, fused, after_steps)
-        except (CannotRecord, CannotCompile) as error:
-            warnings.warn(f"the steps run eagerly, not compiled: {error}", stacklevel=2)
+            for group, fused in _prepared(runs, problem, engine):
+                _train_fused(group, fused, after_steps)
+        except CannotCompile as error:
+            warnings.warn(f"the steps run as recorded, not compiled: {error}", stacklevel=2)
+            engine = "recorded"
+        except CannotRecord as error:
+            warnings.warn(f"the steps run eagerly, not {engine}: {error}", stacklevel=2)
             engine = "eager"
     if engine == "eager":
         for run in runs:
@@ -60,39 +69,39 @@ def _train_eagerly(run, problem, after_steps):
         run.error = error
 
 
-def _prepared(runs, problem):
-    """(runs, their compiled step): all of them as one, else one by one.
+def _prepared(runs, problem, engine):
+    """(runs, their fused step): all of them as one, else one by one.
 
     Raises CannotRecord or CannotCompile where no run has taken a step yet.
     """
     if len(runs) > 1:
         try:
-            yield runs, _compiled(runs, problem)
+            yield runs, _fused(runs, problem, engine)
             return
         except CannotRecord as error:
             reason = str(error)
-        first = _compiled(runs[:1], problem)
+        first = _fused(runs[:1], problem, engine)
         warnings.warn(f"the seeds are trained one by one, not together: {reason}", stacklevel=4)
         yield runs[:1], first
         runs = runs[1:]
     for run in runs:
         if run.alive:
-            yield [run], _compiled([run], problem)
+            yield [run], _fused([run], problem, engine)
 
 
-def _compiled(runs, problem):
+def _fused(runs, problem, engine):
     fused = Fused(runs, problem)
-    fused.compile()
+    fused.prepare(engine == "compiled")
     for run in runs:
         run.engine = {
-            "engine": "compiled",
+            "engine": engine,
             "seeds_together": len(runs),
             "compile_seconds": fused.compile_seconds,
         }
     return fused
 
 
-def _train_compiled(runs, fused, after_steps):
+def _train_fused(runs, fused, after_steps):
     """Steps in chunks that end where the host has something to do."""
     chunk = 1
     while any(run.alive for run in runs):

@@ -1,4 +1,4 @@
-"""The fused step: loss, gradients, clipping and optimizer of all seeds as one compiled graph.
+"""The fused step: loss, gradients, clipping and optimizer of all seeds as one graph.
 
 A step reads nothing from the host and tells it nothing: losses gather in a tensor until someone
 wants them.
@@ -18,19 +18,20 @@ from experiments.svi.launch import repeated
 from experiments.svi.loop import isolated
 from experiments.svi.record import CannotRecord, record, update_in_place, written_inputs
 from experiments.svi.recordable import recordable
+from experiments.svi.rewrite import WRITTEN_OUT
 from experiments.svi.stacked import KEPT, StackedRuns
 from experiments.svi.updates import clipped, schedule, updated
 
 
 class Fused(StackedRuns):
-    """Several runs of one problem and config, and the compiled step that they share."""
+    """Several runs of one problem and config, and the step that they share."""
 
     def __init__(self, runs, problem):
         super().__init__(runs)
         self.problem, self.run = problem, None
 
-    def compile(self):
-        """Record and compile the step; afterwards `run(count)` takes it for all seeds.
+    def prepare(self, compiling=True):
+        """Record the step, and compile it; afterwards `run(count)` takes it for all seeds.
 
         Raises CannotRecord or CannotCompile.
         """
@@ -41,14 +42,16 @@ class Fused(StackedRuns):
             return tuple(new.values())
 
         with isolated():
-            graph, held = record(function, list(self.tensors.values()))
+            graph, held = record(
+                function, list(self.tensors.values()), WRITTEN_OUT if compiling else {}
+            )
         _check(graph, held, len(self.runs))
         update_in_place(graph, {i: names.index(name) for i, name in enumerate(new)})
         inputs = [tensor.detach() for tensor in [*self.tensors.values(), *held]]
-        compiled = compile_graph(graph, inputs)
+        step = compile_graph(graph, inputs) if compiling else _as_recorded(graph)
         # Not before: where this fails, the runs are trained in another way.
         self._share_memory()
-        self.run = repeated(lambda: compiled(inputs), self.tensors["step"].device)
+        self.run = repeated(lambda: step(inputs), self.tensors["step"].device)
         self.compile_seconds = time.perf_counter() - started
 
     def _step(self, old):
@@ -141,6 +144,16 @@ class Fused(StackedRuns):
             stack.enter_context(_reparametrize_module(self.modules, own, tie_weights=True))
             stack.enter_context(recordable())
             yield
+
+
+def _as_recorded(graph):
+    """A graph's operations one after the other, as a function of the list of its inputs."""
+    for node in graph.graph.find_nodes(op="call_function", target=force_stride_order):
+        node.replace_all_uses_with(node.args[0])  # without a compiler every tensor is kept
+        graph.graph.erase_node(node)
+    graph.recompile()
+    function = torch.no_grad()(graph.forward)
+    return lambda inputs: function(*inputs)
 
 
 def _check(graph, held, seeds):

@@ -27,10 +27,11 @@ class CannotRecord(ZooError):
     """A function whose operations depend on the values of its tensors; the message says where."""
 
 
-def record(function, args):
+def record(function, args, written_out=WRITTEN_OUT):
     """(graph, held): a GraphModule `graph(*args, *held)` of what function(*args) does now.
 
-    args: tensors; function returns a tuple of tensors.  held: the other tensors it touched, in the
+    args: tensors; function returns a tuple of tensors.  written_out: {operation: what to record in
+    its place}, by default what a compiler makes faster.  held: the other tensors it touched, in the
     order in which the graph takes them.  The function runs once, on torch's random state as it is;
     that state, and every tensor from outside that the function writes to, is left as it was.
     Raises CannotRecord where an operation needs the value of a tensor.
@@ -40,7 +41,7 @@ def record(function, args):
     try:
         with torch.random.fork_rng(gpus), warnings.catch_warnings(), _NoValues(), outside:
             warnings.simplefilter("ignore")
-            graph = make_fx(function, decomposition_table=WRITTEN_OUT)(*args)
+            graph = make_fx(function, decomposition_table=written_out)(*args)
         held = _lift(graph, args)
         narrow(graph.graph, _written_nodes(graph))
     except Exception as error:
