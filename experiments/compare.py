@@ -8,16 +8,13 @@ from pathlib import Path
 
 import zoo
 from experiments import pool, records, single
-from experiments.measure import bridge
 from experiments.report import write_report
-from experiments.saved import saved_fits
+from experiments.saved import saved_fits, write_posterior
 from experiments.settings import Suite, load_suite, plan
 from experiments.svi import checkpoint
 from experiments.svi import fit as svi_fit
 from experiments.svi.config import validated
 from zoo.errors import require
-
-TREE_CELLS = 500_000  # draws x data of a seed in posterior.nc
 
 
 @dataclass(frozen=True)
@@ -156,6 +153,9 @@ def _execute(runs, problems, folder, done, workers, watcher):
             watcher.end(run, record)
 
     if workers > 1 and waiting:
+        # The largest first, so that in the end no worker is left alone with the longest.
+        size = {name: problem.num_parameters for name, problem in problems.items()}
+        waiting.sort(key=lambda group: size[Path(group[0].model).stem], reverse=True)
         cores = os.cpu_count() or 1
         threads = max(1, cores // min(workers, len(groups)))
         function = partial(_by_name, folder=folder, done=done)
@@ -200,14 +200,7 @@ def _posteriors(problems, folder, ordered):
         return {}
     found = saved_fits(folder, problems)
     labels = [label for label in dict.fromkeys(r["label"] for r in ordered) if label in found]
-    for label in labels:
-        path = folder / label / "posterior.nc"
-        if not path.exists():
-            num_draws = _tree_draws(ordered[0]["config"]["measure"]["num_draws"], found[label])
-            bridge.write(found[label].to_datatree(num_draws, predictive=False), path)
+    num_draws = ordered[0]["config"]["measure"]["num_draws"]
+    for label in labels:  # of groups in which a seed failed; the others' are there
+        write_posterior(found[label], folder / label, num_draws)
     return {label: found[label] for label in labels}
-
-
-def _tree_draws(num_draws, fit):
-    """Draws for posterior.nc: those of the measures, fewer where the data are many."""
-    return max(2, min(num_draws, TREE_CELLS // len(fit.problem.data.train)))

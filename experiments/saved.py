@@ -11,6 +11,7 @@ from experiments.svi import fit as svi_fit
 from zoo.errors import ZooError, require
 
 FIT_FILE = "fit.json"
+TREE_CELLS = 500_000  # draws x data of a seed in posterior.nc
 FACTS = ("model", "model_options", "data", "guide", "guide_options")
 
 
@@ -22,6 +23,19 @@ def note_fit(folder, problem, model, guide, seeds):
     facts = {"model": model, "guide": guide, "guide_options": {}, "seeds": list(seeds)}
     facts |= {"model_options": problem.options, "data": problem.data.digest}
     checkpoint.write_bytes(Path(folder) / FIT_FILE, json.dumps(facts, default=str).encode())
+
+
+def write_posterior(fit, folder, num_draws):
+    """Write posterior.nc of a Fit into the folder of its checkpoints, unless it is there.
+
+    num_draws: of a seed, fewer where the data are many.
+    """
+    from experiments.measure import bridge
+
+    path = Path(folder) / "posterior.nc"
+    if not path.exists():
+        num_draws = max(2, min(num_draws, TREE_CELLS // len(fit.problem.data.train)))
+        bridge.write(fit.to_datatree(num_draws, predictive=False), path)
 
 
 def saved_fits(folder, problems=None):

@@ -2,20 +2,24 @@
 
 import time
 import traceback
+from contextlib import suppress
 
 import torch
 
 import guides
 from experiments import records
 from experiments.measure.measures import measure
+from experiments.saved import write_posterior
 from experiments.svi import device as devices
-from experiments.svi.fit import fit_seeds
+from experiments.svi.fit import collect, fit_seeds
 
 TRACE_POINTS = 200
 
 
 def run(configs, problem, folder, report=None, skip=()):
-    """Fit all seeds together and measure each; a record a run, which says so where it failed.
+    """Fit all seeds together, measure each, and write posterior.nc where none failed.
+
+    Returns a record a run, which says so where it failed.
 
     configs: RunConfigs that differ in nothing but the seed.  skip: seeds that are recorded: they
     are fitted with the others, and neither measured nor in the list of records.
@@ -31,7 +35,11 @@ def run(configs, problem, folder, report=None, skip=()):
     except Exception as error:
         return [identity(each) | failure(error) for each in wanted]
     fitted = dict(zip(seeds, runs, strict=True))
-    return [_measured(each, problem, fitted[each.seed]) for each in wanted]
+    found = [_measured(each, problem, fitted[each.seed]) for each in wanted]
+    if not skip and all(record["status"] == "ok" for record in found):
+        with suppress(Exception):  # records first: `compare` tries again, and says what fails
+            write_posterior(collect(problem, config.fit, runs), place, config.measure.num_draws)
+    return found
 
 
 def _measured(config, problem, fitted):

@@ -125,6 +125,11 @@ class Problem:
         self.check_support(self.data.test, "test")
 
     @property
+    def num_parameters(self):
+        """How many numbers the model learns from data."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @property
     def joint(self):
         """Whether the rows share a latent, so that evidence and gaps are of all rows together."""
         return not all(latent.local for latent in self.latents)
