@@ -39,6 +39,8 @@ def take(folder):
     """Copy a comparison's records and figures to results/NAME-DEVICE, as table and all."""
     found = records.read(Path(folder) / "records.jsonl")
     require(found, f"no records in {folder}")
+    planned = json.loads((Path(folder) / "plan.json").read_text())
+    found.sort(key=lambda record: planned.index(records.key(record)))  # not as they ended
     target = RESULTS / f"{Path(folder).name}-{found[0]['config']['device'].split(':')[0]}"
     title = title_of(target)
     shutil.rmtree(target, ignore_errors=True)
