@@ -73,8 +73,9 @@ def against_seeds(tables):
         axis.set_axis_off()
     figure.supxlabel("seeds at once")
     figure.supylabel("milliseconds a step")
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="lower right", fontsize=8, frameon=False)
     figure.tight_layout()
-    figure.axes[0].legend(fontsize=7)
     return figure
 
 
@@ -89,7 +90,7 @@ def against_rows(group):
     for name in CONTENDERS:
         _line(axis, name, [(count, table.row(name, num_data=count)) for count in counts])
     axis.set(xlabel="rows of the table", ylabel="milliseconds a step", title=table.case.name)
-    axis.legend()
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
