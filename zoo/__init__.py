@@ -16,6 +16,7 @@ __all__ = [
     "Truth",
     "TruthUnavailable",
     "ZooError",
+    "build_function",
     "datum",
     "load",
     "names",
@@ -43,6 +44,11 @@ def load(name, **options):
     problem = build(**options)
     require(isinstance(problem, Problem), f"{Path(name).stem}: build must return a zoo.Problem")
     return problem.having(name=Path(name).stem, options=options)
+
+
+def build_function(name):
+    """The function that builds the problem of that name."""
+    return _registry.find(name)
 
 
 def stands_in(name):

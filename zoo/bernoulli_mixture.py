@@ -23,24 +23,31 @@ from torch import nn
 
 import zoo
 from zoo.data import as_dataset
+from zoo.densities import log_bernoulli
 from zoo.distributions import BernoulliVector
-from zoo.errors import require
+from zoo.errors import require_count
+from zoo.starts import Starts
 
 
 class BernoulliMixture(PyroModule):
     """The program; `weight_logits` (K,), `logits` (K, d)."""
 
-    def __init__(self, width, num_components):
+    def __init__(self, rows, num_components):
         super().__init__(zoo.unique("bernoulli_mixture"))
+        self.starts = Starts(rows)
         self.weight_logits = nn.Parameter(torch.empty(num_components))
-        self.logits = nn.Parameter(torch.empty(num_components, width))
+        self.logits = nn.Parameter(torch.empty(num_components, rows.shape[-1]))
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Equal weights; prototypes uniform in (0.25, 0.75)."""
+        """Equal weights; prototypes half way between random rows and fair coins.
+
+        From coins alone a few components take all rows, and the others never move.
+        """
         with torch.no_grad():
             self.weight_logits.zero_()
-            self.logits.copy_(torch.empty_like(self.logits).uniform_(0.25, 0.75).logit())
+            rows = self.starts.draw(len(self.logits))
+            self.logits.copy_((0.25 + 0.5 * rows.clamp(0, 1)).logit())
 
     def forward(self, x=None, index=None):
         weight_logits, logits = self.weight_logits, self.logits
@@ -51,9 +58,7 @@ class BernoulliMixture(PyroModule):
 
 def log_joint(model, x, z):
     """log p(x, z) of every row, (n,) nats; x (n, d), z (n,).  Bishop 2006, eq. 9.48."""
-    pi = model.weight_logits.softmax(-1)
-    mu = model.logits.sigmoid()[z]
-    return pi[z].log() + (x * mu.log() + (1 - x) * (1 - mu).log()).sum(-1)
+    return model.weight_logits.log_softmax(-1)[z] + log_bernoulli(x, model.logits[z])
 
 
 def component_log_joint(model, x):
@@ -75,13 +80,10 @@ def posterior(model, x):
 @zoo.register
 def build(data="digits", num_components=10):
     """The problem; data as `zoo.data.as_dataset` takes it, binary."""
-    require(
-        type(num_components) is int and num_components >= 1,
-        f"num_components must be a whole number of at least 1, got {num_components!r}",
-    )
+    require_count(num_components=num_components)
     data = as_dataset(data, binary=True)
     return zoo.Problem(
-        model=BernoulliMixture(data.width, num_components),
+        model=BernoulliMixture(data.train, num_components),
         data=data,
         log_joint=log_joint,
         truth=zoo.Truth("T0", "sum over the components", log_evidence, posterior),

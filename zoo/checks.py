@@ -9,6 +9,7 @@ them all, each with a random stream of its own.  Those in RANDOM refuse a right 
 import inspect
 from contextlib import suppress
 
+import pyro
 import torch
 from torch.distributions import biject_to
 
@@ -100,7 +101,8 @@ def check_data(problem):
     if torch.equal(x, other):
         raise NotApplicable("all rows of the data are equal")
     latents = _latents(problem, x)
-    one, two = (_density(problem, rows, values=latents) for rows in (x, other))
+    model, _ = testing.saved_and_loaded(problem.model)  # rows may be alike at its start alone
+    one, two = (_density(problem, rows, values=latents, model=model) for rows in (x, other))
     require(
         not torch.equal(one[0], two[0]),
         "the density stays the same when the rows of the data are exchanged: the model does not "
@@ -139,7 +141,10 @@ def _same_density(problem, model, x):
 
 
 def check_gradients(problem):
-    """Gradients are finite at 16 unconstrained points, and are those of the density itself."""
+    """Gradients are finite at 16 unconstrained points, and are those of the density itself.
+
+    Latents whose prior is no density are held: there the gradients may be others on purpose.
+    """
     for _ in range(POINTS):
         testing.in_double(problem, lambda model, x: _right_gradient(problem, model, x))
 
@@ -147,7 +152,7 @@ def check_gradients(problem):
 def _right_gradient(problem, model, x):
     """The gradient at one point: finite, and its slope that of a central difference."""
     values = _latents(problem, x, model)
-    smooth = [latent for latent in problem.latents if not latent.support.is_discrete]
+    smooth = [la for la in problem.latents if la.proper and not la.support.is_discrete]
     maps = {latent.name: biject_to(latent.support) for latent in smooth}
     points = {name: maps[name].inv(values[name]).to(x.dtype) for name in maps}
     points = {name: torch.randn_like(point) for name, point in points.items()}
@@ -211,9 +216,12 @@ def check_parameters(problem):
 
 def _gradients_reach(problem, x):
     model, _ = testing.saved_and_loaded(problem.model)  # no gradient is zero by its start alone
-    draws = [_density(problem, x, None, _latents(problem, x), model) for _ in range(4)]
-    loss = sum(rows.sum() + shared.sum() for rows, shared in draws)
+    draws = [_latents(problem, x) for _ in range(4)]
+    with pyro.get_param_store().scope():  # in which the copy's name is its own
+        traces = [traced(model, x, None, latents) for latents in draws]
+    loss = sum(part.sum() for trace in traces for part in log_density(trace, len(x)))
     testing.check_leaves(loss, model, "model")
+    testing.check_met(loss, traces, model, "model")
     testing.check_each_gradient(loss, model, "model")
 
 

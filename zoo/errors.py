@@ -40,8 +40,32 @@ def require(condition, sentence):
         raise ZooError(sentence)
 
 
+def require_smoothing(smoothing):
+    """Raise `ZooError` unless it is a number of imagined rows: finite, and not negative."""
+    number = isinstance(smoothing, int | float) and not isinstance(smoothing, bool)
+    require(
+        number and 0 <= smoothing < math.inf,
+        f"smoothing must be a number of at least 0, got {smoothing!r}",
+    )
+
+
 def require_positive(**values):
     """Raise `ZooError` unless every value is a positive, finite number."""
     for name, value in values.items():
         good = isinstance(value, int | float) and not isinstance(value, bool)
         require(good and 0 < value < math.inf, f"{name} must be a positive number, got {value!r}")
+
+
+def require_flag(**values):
+    """Raise `ZooError` unless every value is True or False."""
+    for name, value in values.items():
+        require(type(value) is bool, f"{name} must be true or false, got {value!r}")
+
+
+def require_count(**values):
+    """Raise `ZooError` unless every value is a whole number of at least 1."""
+    for name, value in values.items():
+        require(
+            type(value) is int and value >= 1,
+            f"{name} must be a whole number of at least 1, got {value!r}",
+        )

@@ -1,5 +1,6 @@
 """The small networks that models and guides share."""
 
+import torch
 from torch import nn
 
 from zoo.errors import require
@@ -23,3 +24,28 @@ def mlp(width_in, hidden, width_out, activation=nn.Tanh):
         layers += [nn.Linear(width_in, width), activation()]
         width_in = width
     return nn.Sequential(*layers, nn.Linear(width_in, width_out))
+
+
+class MultiInput(nn.Module):
+    """`mlp` of several inputs side by side, whose batches broadcast.
+
+    The first layer is a sum with a term for each input, so that none is repeated to the size of
+    another: many draws of a latent share the row that they belong to.
+    """
+
+    def __init__(self, widths_in, hidden, width_out):
+        super().__init__()
+        first, *rest = (*hidden, width_out)
+        self.parts = nn.ModuleList(
+            nn.Linear(width, first, bias=place == 0) for place, width in enumerate(widths_in)
+        )
+        self.rest = nn.Sequential(nn.Tanh(), *mlp(first, rest[:-1], width_out)) if rest else None
+
+    def forward(self, *inputs):
+        total = sum(part(x) for part, x in zip(self.parts, inputs, strict=True))
+        return total if self.rest is None else self.rest(total)
+
+
+def one_hot(value, count, dtype):
+    """Whole numbers (...) below `count` as (..., count), 1 at their place and 0 elsewhere."""
+    return (value[..., None] == torch.arange(count, device=value.device)).to(dtype)

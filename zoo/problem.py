@@ -17,10 +17,11 @@ from torch import nn
 from torch.distributions import constraints
 
 from zoo.data.dataset import DataSet, as_rows, check_rows
+from zoo.distributions import is_improper
 from zoo.errors import TruthUnavailable, ZooError, explained, require
 from zoo.program import Program
 
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 2048
 _numbers = count()
 
 
@@ -52,8 +53,30 @@ class Latent:
     support: Any
     event_shape: tuple[int, ...]
     plates: tuple[str, ...]
-    num_values: int | None = None
-    """Number of values of a finite discrete latent, None for any other."""
+    values: torch.Tensor | None = field(default=None, compare=False)
+    """All values of a latent that can be enumerated, (num_values, *event_shape), in order; else
+    None."""
+
+    @property
+    def num_values(self):
+        """Number of values of a latent that can be enumerated, None for any other."""
+        return None if self.values is None else len(self.values)
+
+    def places(self, value):
+        """Where values (..., *event_shape) stand among all `values`: (...), whole numbers.
+
+        A vector's values are in the order of their numbers, the last running fastest.
+        """
+        first, last = self.values.min().item(), self.values.max().item()
+        digits = value.long() - int(first)
+        digits = digits.flatten(-len(self.event_shape)) if self.event_shape else digits[..., None]
+        powers = (int(last - first) + 1) ** torch.arange(digits.shape[-1] - 1, -1, -1)
+        return (digits * powers.to(digits.device)).sum(-1)
+
+    @property
+    def proper(self):
+        """Whether its prior is a density, over which a guide may spread; else it is a point."""
+        return not is_improper(self.support)
 
     @property
     def local(self):
@@ -79,6 +102,7 @@ class Truth:
 
 
 NO_TRUTH = Truth("T4", "nothing is known of the exact evidence")
+NO_LATENTS = "no latents: the density itself"
 BOUNDED = Truth(
     "T2",
     "two-sided bounds: importance weighting or annealing below, bidirectional Monte Carlo above "
@@ -94,7 +118,12 @@ class Problem:
     data: a DataSet.  log_joint(model, x, **latents): the density written a second time, (..., n),
     or (...) for a joint problem.
     predictive_mean(model, **latents): E[x given the latents], for pictures; optional.
-    A problem of continuous latents that states no truth is at level T2.
+    maximum_likelihood(model, x): puts the parameters that make x (n, d) likeliest into the model,
+    where they have a closed form; optional, for models without latents.
+    label: name of the finite latent that is a row's label, as data.test_labels has it, if there is
+    one.  The last column of a row tells it, or holds its number of values where it is not told.
+    A problem that states no truth is at level T2 where its latents are continuous, or some a datum
+    beside finite ones; at T0 without latents, its evidence the density itself.
     """
 
     model: nn.Module
@@ -102,6 +131,8 @@ class Problem:
     log_joint: Callable | None = None
     truth: Truth = NO_TRUTH
     predictive_mean: Callable | None = None
+    maximum_likelihood: Callable | None = None
+    label: str | None = None
     name: str = "own_problem"
     options: dict = field(default_factory=dict)
     latents: tuple[Latent, ...] = field(init=False)
@@ -119,8 +150,14 @@ class Problem:
         latents, plate = _structure(_trace(self.model, self.data.train[:2]))
         object.__setattr__(self, "latents", latents)
         object.__setattr__(self, "plate", plate)
-        if self.truth is NO_TRUTH and not any(latent.support.is_discrete for latent in latents):
-            object.__setattr__(self, "truth", BOUNDED)
+        finite = [la.name for la in latents if la.local and la.num_values and not la.event_shape]
+        require(
+            self.label is None or self.label in finite,
+            "label must name a finite latent in the plate of the data "
+            f"({', '.join(finite) or 'there is none'}), got {self.label!r}",
+        )
+        if self.truth is NO_TRUTH:
+            object.__setattr__(self, "truth", _known_without_being_told(latents, self.log_joint))
         self.check_support(self.data.train, "train")
         self.check_support(self.data.test, "test")
 
@@ -180,13 +217,19 @@ class Problem:
         Raises ZooError for rows of another width, non-finite ones, or values outside the
         likelihood's support.
         """
-        x = x if isinstance(x, torch.Tensor) else as_rows(x)
+        x = self._as_taken(x)
         check_rows(x, what)
         width = self.data.width
         require(x.shape[-1] == width, f"{what} has {x.shape[-1]} columns, {self.name} has {width}")
         for rows in x.split(ROWS_AT_ONCE):
             _trace(self.model, rows)
         return x
+
+    def _as_taken(self, x):
+        """Rows as a tensor of the type that the model's parameters have."""
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            x = as_rows(x)
+        return x.to(next((p.dtype for p in self.model.parameters()), x.dtype))
 
     def _truth(self, which, x):
         function = getattr(self.truth, which)
@@ -197,7 +240,9 @@ class Problem:
             )
         x = self.check_support(x)
         with torch.no_grad():
-            return function(self.model, x)
+            if which == "posterior" or self.joint:
+                return function(self.model, x)
+            return torch.cat([function(self.model, rows) for rows in x.split(ROWS_AT_ONCE)])
 
 
 def sample_sites(trace):
@@ -246,10 +291,22 @@ def _structure(trace):
 
 
 def _latent(name, fn, plates):
-    num_values = None
-    if fn.has_enumerate_support and not fn.event_shape:
-        num_values = len(fn.enumerate_support(expand=False))
-    return Latent(name, fn.support, tuple(fn.event_shape), plates, num_values)
+    values = None
+    if fn.has_enumerate_support:
+        values = fn.enumerate_support(expand=False)
+        values = values.reshape(len(values), *fn.event_shape)
+    return Latent(name, fn.support, tuple(fn.event_shape), plates, values)
+
+
+def _known_without_being_told(latents, log_joint):
+    """What is known of a model that states no truth."""
+    if not latents and log_joint is not None:
+        return Truth("T0", NO_LATENTS, log_joint)
+    discrete = [latent for latent in latents if latent.support.is_discrete]
+    summed = all(la.num_values for la in discrete) and all(la.local for la in latents)
+    proper = all(latent.proper for latent in latents)
+    bounded = proper and len(discrete) < len(latents) and (summed or not discrete)
+    return BOUNDED if bounded else NO_TRUTH
 
 
 def base_distribution(fn):

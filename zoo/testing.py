@@ -154,6 +154,22 @@ def check_leaves(loss, module, what):
         )
 
 
+def check_met(loss, traces, module, what):
+    """Refuse a parameter that a density depends on, and that Pyro met in none of the runs."""
+    params = [site["value"] for t in traces for site in t.nodes.values() if site["type"] == "param"]
+    met = {
+        id(value.unconstrained() if hasattr(value, "unconstrained") else value) for value in params
+    }
+    reached = set(map(id, leaves(loss)))
+    for name, parameter in module.named_parameters():
+        require(
+            id(parameter) in met or id(parameter) not in reached,
+            f"parameter {plain(name)!r} of the {what} is read where Pyro does not see it, as in a "
+            "function that a distribution calls later, so that SVI does not train it: make the "
+            f"{what} a PyroModule and read its parameters in forward, before pyro.sample",
+        )
+
+
 def check_each_gradient(loss, module, what):
     """Refuse a parameter whose gradient is missing or not finite.
 

@@ -25,6 +25,7 @@ from torch import nn
 
 import zoo
 from zoo.data import as_dataset, check_latent_dim
+from zoo.densities import log_bernoulli
 from zoo.errors import unknown
 from zoo.nets import check_hidden, mlp
 from zoo.problem import BOUNDED
@@ -66,8 +67,7 @@ def log_joint(model, x, z):
     output = model.decoder(z)
     log_prior = -0.5 * (z**2 + math.log(2 * math.pi)).sum(-1)
     if model.log_scale is None:
-        p = output.sigmoid()
-        return log_prior + (x * p.log() + (1 - x) * (1 - p).log()).sum(-1)
+        return log_prior + log_bernoulli(x, output)
     sigma = model.log_scale.exp()
     squares = ((x - output) / sigma) ** 2
     return log_prior - 0.5 * (squares + math.log(2 * math.pi) + 2 * sigma.log()).sum(-1)

@@ -18,6 +18,8 @@ def as_dataset(data, binary=False):
     elif not isinstance(data, DataSet):
         train, test = data if isinstance(data, tuple) and len(data) == 2 else (data, data)
         data = DataSet("own data", as_rows(train), as_rows(test))
+    else:
+        data = data.map(as_rows)
     check_rows(data.train, "train", at_least=2)
     check_rows(data.test, "test", at_least=1)
     require(

@@ -1,0 +1,86 @@
+"""Sums over every binary vector of a latent: the exact evidence and posterior, in log space.
+
+2^length terms a row are within reach up to a length of LONGEST.  They are taken in blocks of rows
+and of vectors, so that the memory is bounded.
+"""
+
+import math
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch.distributions import constraints
+
+from zoo.distributions import all_vectors
+
+LONGEST = 16
+VECTORS_AT_ONCE = 2**12  # of which a decoder computes the logits
+CELLS_AT_ONCE = 2**23  # of rows x vectors
+
+
+def log_evidence(log_joint, x, length):
+    """log p(x) of every row: (n,) nats.
+
+    log_joint(x, z): log p(x, z) of rows (m, d) with each of the vectors (g, length): (m, g).
+    """
+    vectors = all_vectors(length, like=x).split(VECTORS_AT_ONCE)
+    parts = []
+    for rows in x.split(CELLS_AT_ONCE // VECTORS_AT_ONCE):
+        total = rows.new_full((len(rows),), -math.inf)
+        for z in vectors:
+            total = total.logaddexp(log_joint(rows, z).logsumexp(-1))
+        parts.append(total)
+    return torch.cat(parts)
+
+
+class VectorPosterior(TorchDistribution):
+    """p(z given x) over binary vectors: batch (n,), event (length,).
+
+    log_joint(x, z): as `log_evidence` takes it.
+    """
+
+    arg_constraints = {}
+    support = constraints.independent(constraints.boolean, 1)
+
+    def __init__(self, log_joint, x, length):
+        self.log_joint, self.x = log_joint, x
+        self.vectors = all_vectors(length, like=x)
+        super().__init__(x.shape[:1], (length,), validate_args=False)
+
+    @property
+    def mean(self):
+        """Probabilities of ones, (n, length)."""
+        return torch.cat([share.exp() @ self.vectors for share in self._log_shares()])
+
+    @property
+    def variance(self):
+        """(n, length)."""
+        return self.mean * (1 - self.mean)
+
+    def sample(self, sample_shape=()):
+        """Draws of 0 and 1: (*sample_shape, n, length)."""
+        shape = torch.Size(sample_shape)
+        with torch.no_grad():
+            places = [
+                share.exp().multinomial(shape.numel(), replacement=True)
+                for share in self._log_shares()
+            ]
+        return self.vectors[torch.cat(places).T].reshape(self._extended_shape(shape))
+
+    def log_prob(self, value):
+        """Log probabilities of vectors (..., n, length), in nats: (..., n)."""
+        powers = 2 ** torch.arange(value.shape[-1] - 1, -1, -1, device=value.device)
+        places = (value.long() * powers).sum(-1)
+        flat = places.expand(*places.shape[:-1], len(self.x)).reshape(-1, len(self.x)).T
+        size = self._rows_at_once()
+        pairs = zip(self._log_shares(), flat.split(size), strict=True)
+        found = torch.cat([share.gather(1, index) for share, index in pairs])
+        return found.T.reshape(*places.shape[:-1], len(self.x))
+
+    def _log_shares(self):
+        """log p(z given x) of every vector, a block of rows at a time: (m, 2^length)."""
+        for rows in self.x.split(self._rows_at_once()):
+            blocks = [self.log_joint(rows, z) for z in self.vectors.split(VECTORS_AT_ONCE)]
+            yield torch.cat(blocks, -1).log_softmax(-1)
+
+    def _rows_at_once(self):
+        return max(1, CELLS_AT_ONCE // len(self.vectors))
