@@ -10,6 +10,7 @@ import math
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch.distributions import constraints
@@ -156,15 +157,18 @@ def check_parameters(problem, guide):
 
 def _gradients_reach(problem, guide, x, index):
     guide, _ = testing.saved_and_loaded(guide)  # no gradient is zero by its start alone
-    model, loss = deepcopy(problem.model), 0.0
-    for _ in range(4):
-        q = traced(guide, x, index)
-        values = {s["name"]: s["value"] for s in drawn_sites(q)}
-        p = traced(model, x, index, values)
-        for sign, trace in ((1, p), (-1, q)):
-            loss = loss + sign * sum(part.sum() for part in log_density(trace, len(index)))
+    model, loss, traces = deepcopy(problem.model), 0.0, []
+    with pyro.get_param_store().scope():  # in which the copies' names are their own
+        for _ in range(4):
+            q = traced(guide, x, index)
+            values = {s["name"]: s["value"] for s in drawn_sites(q)}
+            p = traced(model, x, index, values)
+            traces.append(q)
+            for sign, trace in ((1, p), (-1, q)):
+                loss = loss + sign * sum(part.sum() for part in log_density(trace, len(index)))
     own = torch.nn.ModuleList([model, guide])
     testing.check_leaves(loss, own, "guide")
+    testing.check_met(loss, traces, guide, "guide")
     testing.check_each_gradient(loss, guide, "guide")
 
 
@@ -209,7 +213,8 @@ def check_bound(problem, guide, level=testing.FALSE_ALARMS):
         q = traced(guide, x, index, num_draws=num_draws)
         _refuse_points(q)
         p = traced(problem.model, x, index, values_of(q), num_draws)
-        bounds = _units(problem, p, num_draws) - _units(problem, q, num_draws)
+        bounds = _units(problem, p, num_draws)
+        bounds = bounds - _units(problem, q, num_draws) if problem.latents else bounds
     bounds = bounds.logsumexp(0) - math.log(num_draws)
     rows = x if index is None else x[index]
     excess = (bounds - problem.log_evidence(rows) - problem.evidence_error(rows)).sum().item()

@@ -12,6 +12,7 @@ import torch
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ReshapeTransform
 
+from zoo.distributions import BernoulliVector, CategoricalVector
 from zoo.errors import ZooError, require, unknown
 
 
@@ -24,6 +25,7 @@ class DiagonalNormal:
 
     def __init__(self, latent):
         _refuse_discrete("diagonal_normal", latent, "; categorical does")
+        _refuse_improper("diagonal_normal", latent)
         self.latent = latent
         self.transform, self.shape = unconstrained(latent)
         self.size = math.prod(self.shape)
@@ -53,6 +55,7 @@ class FullRank:
 
     def __init__(self, latent):
         _refuse_discrete("full_rank", latent, "; mean_field, constant and amortized do")
+        _refuse_improper("full_rank", latent)
         self.latent = latent
         self.transform, self.shape = unconstrained(latent)
         self.size = math.prod(self.shape)
@@ -108,13 +111,13 @@ class Categorical:
     """
 
     def __init__(self, latent):
-        support = latent.support
-        if latent.num_values is None or getattr(support, "lower_bound", None) != 0:
+        self.num_parameters = whole_number_values(latent)
+        if self.num_parameters is None or latent.event_shape:
             raise ZooError(
-                f"categorical does not suit latent {latent.name!r}: its support {support} is not "
-                "0, 1, ..., K - 1; diagonal_normal serves continuous latents"
+                f"categorical does not suit latent {latent.name!r}: its support {latent.support} "
+                "is not 0, 1, ..., K - 1; diagonal_normal serves continuous latents, "
+                "discrete_vector vectors of whole numbers"
             )
-        self.num_parameters = latent.num_values
 
     def initial_row(self, *batch):
         """The uniform distribution: (*batch, K)."""
@@ -123,6 +126,48 @@ class Categorical:
     def __call__(self, rows):
         """The distribution of each row: rows (..., K), batch (...)."""
         return dist.Categorical(logits=rows)
+
+
+class DiscreteVector:
+    """q(z) = prod_i q(z_i), each a Bernoulli or a categorical: whole numbers, independent.
+
+    Serves vectors of whole numbers from 0 to K - 1.  A row is the logits, of 1 where K = 2.
+    Cannot represent dependence between the entries.  Source: Saul, Jaakkola & Jordan 1996, Mean
+    field theory for sigmoid belief networks, eq. 11.
+    """
+
+    def __init__(self, latent):
+        self.num_values = whole_number_values(latent)
+        if self.num_values is None or len(latent.event_shape) != 1:
+            raise ZooError(
+                f"discrete_vector does not suit latent {latent.name!r}: its support "
+                f"{latent.support} is no vector of whole numbers 0, 1, ..., K - 1; diagonal_normal "
+                "serves continuous latents, categorical a single whole number"
+            )
+        (self.size,) = latent.event_shape
+        self.num_parameters = self.size * (1 if self.num_values == 2 else self.num_values)
+
+    def initial_row(self, *batch):
+        """Close to uniform, at random: (*batch, num_parameters)."""
+        return 0.1 * torch.randn(*batch, self.num_parameters)
+
+    def __call__(self, rows):
+        """The distribution of each row: rows (..., num_parameters), batch (...)."""
+        if self.num_values == 2:
+            return BernoulliVector(rows)
+        return CategoricalVector(rows.unflatten(-1, (self.size, self.num_values)))
+
+
+def whole_number_values(latent):
+    """K where the latent's numbers are 0, 1, ..., K - 1, None where they are not."""
+    support = latent.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return 2 if latent.event_shape else None
+    if getattr(support, "lower_bound", None) != 0:
+        return None
+    return int(support.upper_bound) + 1 if hasattr(support, "upper_bound") else None
 
 
 def unconstrained(latent):
@@ -136,16 +181,25 @@ FAMILIES = {
     "full_rank": FullRank,
     "delta": Delta,
     "categorical": Categorical,
+    "discrete_vector": DiscreteVector,
 }
 
 
 def choose(family, latent):
     """The family of that name for a latent; "auto" takes the first that suits its support."""
     if family == "auto":
-        family = "categorical" if latent.support.is_discrete else "diagonal_normal"
+        discrete = "discrete_vector" if latent.event_shape else "categorical"
+        family = discrete if latent.support.is_discrete else "diagonal_normal"
+        family = family if latent.proper else "delta"
     if family not in FAMILIES:
         raise unknown("family", family, ["auto", *FAMILIES])
     return FAMILIES[family](latent)
+
+
+def common(families, family):
+    """The name for a guide of these families, asked for as `family`: "delta" if all are points."""
+    points = [isinstance(one, Delta) for one in families.values()]
+    return "delta" if points and all(points) else family
 
 
 def _refuse_discrete(family, latent, others):
@@ -154,6 +208,15 @@ def _refuse_discrete(family, latent, others):
         not latent.support.is_discrete,
         f"{family} does not suit latent {latent.name!r}: it is discrete{others} where the number "
         "of values is finite",
+    )
+
+
+def _refuse_improper(family, latent):
+    """One line for a family that would spread where no density keeps it together."""
+    require(
+        latent.proper,
+        f"{family} does not suit latent {latent.name!r}: its prior is no density, so that only a "
+        "point has a sense; delta gives one",
     )
 
 

@@ -4,7 +4,7 @@ import pyro
 from pyro.nn import PyroModule
 
 import zoo
-from guides.families import choose
+from guides.families import choose, common
 from guides.sources import ByLatent, Shared, Table
 from zoo.errors import require
 
@@ -14,15 +14,24 @@ class Guide(PyroModule):
 
     local_source(latent, family) makes the source of a latent in the plate; a latent outside it
     has one free row.  joined: a `Joined` of all latents, whose vector then has the family.
+    Raises ZooError for a model without latents, unless local_source is None.
     """
 
     def __init__(self, name, problem, local_source, family="auto", joined=None):
         super().__init__(zoo.unique(name))
-        self.name, self.family, self.joined = name, family, joined
+        names = ", ".join(latent.name for latent in problem.latents)
+        require(names or local_source is None, f"{problem.name} has no latents: take guide 'empty'")
+        possible = "take mean_field or amortized"
+        require(
+            not names or local_source,
+            f"guide {name!r} has no q for the latents {names}: {possible}",
+        )
+        self.name, self.joined = name, joined
         self.plate = problem.plate
         self.has_local = any(latent.local for latent in problem.latents)
         self.latents = (joined.latent,) if joined else problem.latents
         self.families = {latent.name: choose(family, latent) for latent in self.latents}
+        self.family = common(self.families, family)
         self.sources = ByLatent()
         for latent in self.latents:
             q = self.families[latent.name]

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.distributions.transforms import AffineTransform
 
+import guides
 import zoo
 from zoo.errors import TruthUnavailable, require
 
@@ -36,11 +37,14 @@ class Oracle(nn.Module):
         super().__init__()
         if problem.truth.posterior is None:
             raise TruthUnavailable(
-                f"no oracle: {problem.name} knows no exact posterior (truth level "
+                f"oracle does not suit {problem.name}, which knows no exact posterior (truth level "
                 f"{problem.truth.level}: {problem.truth.how})"
             )
         names = ", ".join(latent.name for latent in problem.latents)
-        require(len(problem.latents) == 1, f"an oracle draws one latent, the model has {names}")
+        require(
+            len(problem.latents) == 1,
+            f"oracle does not suit {problem.name}: it draws one latent, the model has {names}",
+        )
         self.alter, self.latents, self.plate = alter, problem.latents, problem.plate
         self.posterior = problem.truth.posterior
         self._hidden = (problem.model,)  # in a tuple its parameters are not the guide's
@@ -56,10 +60,15 @@ class Oracle(nn.Module):
     def distribution(self, rows):
         """q of the latent for rows (n, d), batch (n,)."""
         require(rows is not None, "an oracle needs data: guide(x)")
-        # A copy that asks for no gradients: where log q is computed from the model, later than
-        # here, the model must not be pulled by it.
-        q = self.posterior(deepcopy(self._hidden[0]).requires_grad_(False), rows)
+        # Where log q is computed from the model, later than here, the model must not be pulled.
+        q = self.posterior(detached(self._hidden[0]), rows)
         return q if self.alter is None else self.alter(q)
+
+
+def detached(module):
+    """A copy of a module that shares its tensors, through which no gradient passes."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return deepcopy(module, {id(tensor): tensor.detach() for tensor in tensors})
 
 
 def spread_by(factor):
@@ -105,3 +114,9 @@ def _affine(q, loc, scale):
     """The distribution of loc + scale z, for z from q; one scale a coordinate."""
     event_dim = len(q.event_shape)
     return dist.TransformedDistribution(q, [AffineTransform(loc, scale, event_dim=event_dim)])
+
+
+@guides.register
+def build(problem):
+    """The guide."""
+    return Oracle(problem)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from zoo.errors import require
-from zoo.nets import mlp
+from zoo.nets import MultiInput, mlp
 
 
 class Rows(nn.Embedding):
@@ -73,16 +73,23 @@ class Table(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The parameters computed from the datum: a network on centered data, divided by one scale."""
+    """The parameters computed from the datum: a network on centered data, divided by one scale.
 
-    def __init__(self, train, hidden, num_parameters):
+    beside: widths of what else the network is given, (..., width) each.
+    """
+
+    def __init__(self, train, hidden, num_parameters, beside=()):
         super().__init__()
         self.register_buffer("center", train.mean(0))
         self.register_buffer("spread", (train - self.center).square().mean().sqrt().clamp(min=1e-6))
-        self.network = mlp(train.shape[-1], hidden, num_parameters)
+        width = train.shape[-1]
+        if beside:
+            self.network = MultiInput((width, *beside), hidden, num_parameters)
+        else:
+            self.network = mlp(width, hidden, num_parameters)
 
-    def forward(self, rows, index):
-        return self.network((rows - self.center) / self.spread)
+    def forward(self, rows, index, *beside):
+        return self.network((rows - self.center) / self.spread, *beside)
 
 
 class Shared(nn.Module):
