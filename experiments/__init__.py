@@ -10,6 +10,7 @@ from experiments.measure.c2st import c2st
 from experiments.measure.calibration import calibrate
 from experiments.measure.evidence import iwae
 from experiments.measure.pareto import pareto_k
+from experiments.measure.purity import purity
 from experiments.measure.rows import fit_rows
 from experiments.svi.compiled_elbo import CompiledTrace_ELBO, CompiledTraceEnum_ELBO
 from experiments.svi.fit import fit, sweep
@@ -30,5 +31,6 @@ __all__ = [
     "from_svi",
     "iwae",
     "pareto_k",
+    "purity",
     "sweep",
 ]

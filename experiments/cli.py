@@ -46,14 +46,14 @@ Option = Annotated[
 
 @app.command("list")
 def list_():
-    """List the models, guides, data sets and suites."""
+    """List the models, at their default sizes, and the guides, data sets and suites."""
     import guides
-    import zoo
     from experiments import settings
+    from experiments.report import catalog
     from zoo import data
 
+    print(f"{catalog.plain()}\n")
     for kind, names in (
-        ("models", zoo.names()),
         ("guides", guides.names()),
         ("data sets", data.names()),
         ("suites", settings.suite_names()),

@@ -10,13 +10,16 @@ from pydantic import Field, field_validator
 import guides
 import zoo
 from experiments.measure.calibration import RANKS_APART
+from experiments.measure.elbo import draw, latent_names
 from experiments.svi import device as devices
 from experiments.svi.config import FitConfig, Settings, validated
 from experiments.svi.estimators import resolve
 from experiments.svi.fit import seed_list
+from experiments.svi.run import as_module
 from guides.checks import refuse_traps
-from guides.guide import Guide
-from zoo.errors import ZooError, require, unknown
+from zoo.errors import ZooError, explained, require, unknown
+
+HELD_OUT = 3  # rows of which a guide is asked before anything is fitted
 
 
 class MeasureConfig(Settings):
@@ -24,6 +27,9 @@ class MeasureConfig(Settings):
 
     num_draws: int = Field(100, ge=2)
     """Draws of each posterior for the bound and for posterior.nc."""
+    search: bool = True
+    """Whether the best of the family is searched for, which splits the gap; a table's rows for
+    held-out data are in any case."""
     restarts: int = Field(3, ge=0)
     """Further searches for the best of the family, of which each datum keeps the best."""
     pareto_rows: int = Field(1000, ge=1)
@@ -38,6 +44,11 @@ class MeasureConfig(Settings):
     """Data whose evidence is put between two bounds where it is not known exactly; 0: none."""
     interval_draws: int = Field(5000, ge=1)
     """Draws a datum of the importance-weighted bound for that."""
+    densities: bool = False
+    """Whether the negative log likelihood of the held-out data is measured, for a table of models
+    of any kind."""
+    nll_draws: int = Field(5000, ge=1)
+    """Draws a datum of the importance-weighted bound for that where it is not known exactly."""
     interval_temperatures: int = Field(200, ge=1)
     """Temperatures of annealed importance sampling for that, with 16 chains a datum."""
 
@@ -53,7 +64,8 @@ class Suite(Settings):
     """Models x guides x seeds with their settings, as a TOML file in experiments/suites says it.
 
     fit: fields of FitConfig; measure: of MeasureConfig; fit_for, model_options, guide_options: by
-    name of model or guide.
+    name of model or guide; guides_for: other guides for some models.  A model without latents gets
+    the guide `empty`, whatever the guides.
     """
 
     title: str = "Comparison"
@@ -63,6 +75,7 @@ class Suite(Settings):
     fit: dict = {}
     measure: dict = {}
     fit_for: dict[str, dict] = {}
+    guides_for: dict[str, list[str]] = {}
     model_options: dict[str, dict] = {}
     guide_options: dict[str, dict] = {}
 
@@ -110,10 +123,11 @@ def plan(suite, device="auto", problems=None):
     """
     problems = dict(problems or {})
     device = str(devices.resolve(device))
-    for where in (suite.fit_for, suite.model_options):
+    for where in (suite.fit_for, suite.model_options, suite.guides_for):
         _known("model", where, {Path(model).stem for model in suite.models}, zoo.names())
     _known("guide", suite.guide_options, set(suite.guides), guides.names())
     measure = validated(MeasureConfig, **suite.measure)
+    _check_names(suite)
     runs = []
     for model in suite.models:
         name = Path(model).stem
@@ -125,7 +139,7 @@ def plan(suite, device="auto", problems=None):
         identity = problems[name].identity
         fit = validated(FitConfig, **(suite.fit | suite.fit_for.get(name, {})))
         fit = resolve(fit, problems[name])
-        for guide in suite.guides:
+        for guide in _guides(suite, problems[name]):
             guide_options = guides.resolve(guide, suite.guide_options.get(guide, {}))
             built = guides.build(guide, problems[name], **guide_options)
             check_guide(problems[name], built, fit)
@@ -149,19 +163,39 @@ def plan(suite, device="auto", problems=None):
     return runs, problems
 
 
+def _check_names(suite):
+    """Refuse guides that are neither registered nor files, also where none of them is taken."""
+    for guide in {*suite.guides, *(name for names in suite.guides_for.values() for name in names)}:
+        if Path(guide).suffix != ".py" and guide not in guides.names():
+            raise unknown("guide", guide, guides.names())
+
+
+def _guides(suite, problem):
+    """The guides to fit to a problem: the one that is possible where it has no latents."""
+    if not problem.latents:
+        return ["empty"]
+    return suite.guides_for.get(problem.name, suite.guides)
+
+
 def check_guide(problem, guide, fit):
-    """Refuse a guide that does not match the problem, or has no rows to measure gaps by."""
+    """Refuse a guide that does not match the problem, or that a comparison cannot measure.
+
+    It must have a log q, and an answer for held-out rows, at once or as a table that is fitted to
+    them.
+    """
+    name = getattr(guide, "name", getattr(guide, "__name__", type(guide).__name__))
     require(
-        isinstance(guide, Guide),
-        "a comparison needs guides of guides.guide.Guide, whose rows split the gap; "
-        "experiments.fit takes any other",
+        getattr(guide, "family", None) != "delta",
+        f"guide {name!r} is a point estimate: it has no log q, so no bound and no gap to compare; "
+        "experiments.fit finds the point",
     )
-    require(
-        guide.family != "delta",
-        f"guide {guide.name!r} is a point estimate: it has no log q, so no bound and no gap to "
-        "compare; experiments.fit finds the point",
-    )
+    guide = as_module(guide, problem)
     refuse_traps(problem, guide, fit.takes_minibatches(len(problem.data.train)))
+    if problem.joint or getattr(guide, "tabular", False):
+        latent_names(guide, problem.data.train)
+    else:
+        with explained(f"a comparison asks guide {name!r} of held-out rows, and it has no answer"):
+            draw(problem.model, guide, problem.data.test[:HELD_OUT], 2)
 
 
 def _source(model):

@@ -1,8 +1,9 @@
 """Annealed importance sampling: log p(x) along a path of densities from prior or guide to p(x, z).
 
 Chains start at independent draws and are moved by transitions that leave each density of the path
-invariant: HMC for continuous latents, the exact conditional for a finite discrete one.  The mean
-of the weights is p(x) exactly, so its log bounds log p(x) from below on average.
+invariant: HMC for continuous latents, the exact conditional for a finite discrete one, for longer
+discrete vectors a sweep that draws every entry given the others.  The mean of the weights is p(x)
+exactly, so its log bounds log p(x) from below on average.
 Temperatures and step sizes come from a pilot run, which ends before the chains start: adapting
 them along the chains themselves would bias the weights.
 Source: Neal 2001, Annealed importance sampling, eq. 3-11;
@@ -16,11 +17,12 @@ import torch
 from experiments.measure.elbo import latent_names
 from experiments.measure.evidence import Bound, check_count, log_mean
 from experiments.measure.hmc import hmc, pilot
-from experiments.measure.path import Continuous, path, require_suited
+from experiments.measure.path import Continuous, Entries, Finite, kind, path
 from experiments.measure.streams import stream
 from zoo.errors import require, unknown
 
 FLOATS_AT_ONCE = 2**20  # of chains x rows x columns
+TABLE_FLOATS = 2**24  # of values x rows x columns, once for all temperatures
 PILOT_CHAINS = 8
 STEEPNESS = 4.0  # of the temperatures of a finite latent, towards both ends
 
@@ -43,7 +45,7 @@ def ais(problem, x, guide=None, seed=0, **setting):
 
     guide: where the path starts; the prior where None.  setting: num_chains, num_temperatures and
     num_leapfrog; one temperature is plain importance sampling.  Runs in the model's dtype.
-    Raises ZooError for discrete latents other than one finite one a datum, unfit rows, or a guide
+    Raises ZooError for discrete latents that no path suits (see path.py), unfit rows, or a guide
     without a density.
     """
     setting = settled(problem, setting)
@@ -80,8 +82,11 @@ def anneal(way, setting, truth=None):
 def _plan(way, setting):
     """The inverse temperatures, and move(state, t): a transition at the t-th of them."""
     if not isinstance(way, Continuous):
-        betas = sigmoid(setting.num_temperatures)
-        return betas, lambda state, t: gibbs(way, state, betas[t])
+        betas, move = (
+            sigmoid(setting.num_temperatures),
+            sweep if isinstance(way, Entries) else gibbs,
+        )
+        return betas, lambda state, t: move(way, state, betas[t])
     if setting.num_temperatures == 1:
         return [0.0, 1.0], None
     plan = pilot(way, setting.num_temperatures, PILOT_CHAINS, setting.num_leapfrog)
@@ -103,18 +108,36 @@ def gibbs(way, state, beta):
     return way.evaluate(draws)
 
 
+def sweep(way, state, beta):
+    """Every entry in turn drawn from the path's density at beta given the others.
+
+    Source: Geman & Geman 1984, Stochastic relaxation, Gibbs distributions, and the Bayesian
+    restoration of images.
+    """
+    for place in range(len(way.counts)):
+        options = list(way.turned(state, place))
+        logits = torch.stack([option.log_density(beta) for option in options])
+        below = logits.softmax(0).cumsum(0)[:-1]
+        drawn = (torch.rand_like(logits[0]) > below).sum(0)
+        for number, option in enumerate(options[1:], 1):
+            state = state.replaced(option, drawn == number)
+    return state
+
+
 def ways(problem, x, guide, setting):
     """Blocks of rows and the path of each, so that memory is bounded; joint rows are one block."""
     if problem.joint:
         return [(slice(None), path(problem, x, guide))]
-    at_once = max(1, FLOATS_AT_ONCE // (setting.num_chains * x.shape[-1]))
-    blocks = torch.arange(len(x), device=x.device).split(at_once)
+    at_once = FLOATS_AT_ONCE // (setting.num_chains * x.shape[-1])
+    if kind(problem) is Finite:
+        at_once = min(at_once, TABLE_FLOATS // (problem.latents[0].num_values * x.shape[-1]))
+    blocks = torch.arange(len(x), device=x.device).split(max(1, at_once))
     return ((block, path(problem, x, guide, block)) for block in blocks)
 
 
 def settled(problem, setting):
     """The Setting, after refusing a problem that cannot be annealed."""
-    require_suited(problem)
+    kind(problem)
     for name in setting:
         if name not in Setting.__dataclass_fields__:
             raise unknown("setting", name, list(Setting.__dataclass_fields__))

@@ -71,7 +71,7 @@ def _features(latent, posterior, draws):
     """
     log_prob = posterior.log_prob(draws)
     typical = log_prob.mean((0, 1), keepdim=True)  # of both kinds, so that it tells them not apart
-    if latent.num_values is not None:
+    if latent.num_values is not None and not latent.event_shape:
         seen = [_one_hot(posterior, draws), log_prob.exp()[..., None]]
         context = posterior.probs.expand(*log_prob.shape, -1)
     else:

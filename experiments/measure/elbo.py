@@ -1,7 +1,7 @@
 """Draws from a guide with their log p and log q, and the bound that they estimate."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyro
 import torch
@@ -60,6 +60,8 @@ def draw(model, guide, x, num_draws, seed=0, index=None, need_log_q=True):
     """
     at_once = max(1, CELLS_AT_ONCE // (len(x) if index is None else len(index)))
     with stream(seed, x.device):
+        if getattr(guide, "latents", None) == ():  # nothing is drawn: one pass has every density
+            return _repeated(run_pair(model, guide, x, 1, index, need_log_q), num_draws)
         sizes = [min(at_once, num_draws - done) for done in range(0, num_draws, at_once)]
         return _join([run_pair(model, guide, x, size, index, need_log_q) for size in sizes])
 
@@ -153,6 +155,17 @@ def _sums(trace, shape):
         else:
             outside = outside + log_prob.reshape(shape[0])
     return inside, outside
+
+
+def _repeated(draws, count):
+    """A draw of no latents, which every other equals."""
+    repeated = {
+        name: value.expand(count, *value.shape[1:])
+        for name, value in vars(draws).items()
+        if isinstance(value, torch.Tensor)
+    }
+    likelihood = {name: v.expand(count, -1) for name, v in draws.log_likelihood.items()}
+    return replace(draws, log_likelihood=likelihood, **repeated)
 
 
 def _join(parts):

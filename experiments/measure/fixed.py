@@ -19,7 +19,7 @@ from torch import nn
 
 from experiments.measure.elbo import run_pair
 from experiments.measure.frozen import Frozen
-from guides.families import unconstrained
+from guides.families import Categorical, unconstrained
 from zoo.errors import require
 
 SWEEPS = 30  # over several finite latents, whose best distributions hang on each other
@@ -62,8 +62,8 @@ class Fixed(Messenger):
             return  # observed, or replayed from the guide
         if name in self.values:
             places = self.values[name].repeat_interleave(len(self.noise))
-            value = fn.enumerate_support(expand=False).flatten()[places, None]
-            message["value"] = value.expand(fn.batch_shape)
+            value = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+            message["value"] = value[places, None]  # one for all rows: they share what follows
             self.log_q = self.log_q + fn.log_prob(message["value"])
         else:
             message["value"] = self._placed(fn)
@@ -110,9 +110,10 @@ class Given(nn.Module):
 class FixedBound:
     """The bound of every datum under given rows of a guide's family, the model as it is.
 
-    widths: {latent: how many numbers its rows have} of the local latents that noise draws; what is
-    best for the finite ones follows.  The points of the noise are `folds` times `least`, or times
-    the power of two from twice the noise's numbers on where that is more.
+    widths: {latent: how many numbers its rows have} of the local latents whose rows are searched
+    for: those that noise draws, and finite ones of which the family has not every distribution;
+    what is best for the other finite ones, `free`, follows.  The points of the noise are `folds`
+    times `least`, or times the power of two from twice the noise's numbers on where that is more.
     """
 
     def __init__(self, problem, guide, least=2, folds=1, seed=0):
@@ -126,8 +127,17 @@ class FixedBound:
         device = problem.data.train.device
         self.noise = even_noise(points, size, seed).to(device, torch.get_default_dtype())
         names = {latent.name for latent in smooth}
-        self.widths = {n: guide.families[n].num_parameters for n in local if n in names}
-        self.counts = {la.name: la.num_values for la in guide.latents if la.name not in names}
+        finite = [latent for latent in guide.latents if latent.name not in names]
+        for latent in finite:
+            require(
+                latent.num_values is not None,
+                f"the search for the best of a family sums over latent {latent.name!r}, which has "
+                "too many values",
+            )
+        self.counts = {latent.name: latent.num_values for latent in finite}
+        self.all_values = {latent.name: latent.values.to(device)[:, None] for latent in finite}
+        self.free = {n for n in self.counts if isinstance(guide.families[n], Categorical)}
+        self.widths = {n: guide.families[n].num_parameters for n in local if n not in self.free}
         places = [torch.arange(count, device=device) for count in self.counts.values()]
         grids = torch.meshgrid(*places, indexing="ij") if places else []
         self.values = {n: g.flatten() for n, g in zip(self.counts, grids, strict=True)}
@@ -151,21 +161,23 @@ class FixedBound:
 
     def value(self, rows, x):
         """The bound of every datum: (n,)."""
-        logs = [self.guide.distribution(n, rows[n]).logits.T for n in self.counts]
+        logs = [self._log_q(name, rows) for name in self.counts]
         return expected(self.table(rows, x), logs)
 
     def best_finite(self, rows, x):
-        """The rows with the best of the family for finite latents, given the others' rows."""
-        logs = best_logs(self.table(rows, x))
-        return rows | {n: own.T for n, own in zip(self.counts, logs, strict=True)}
+        """The rows with the best of the family for free latents, given the others' rows."""
+        logs = self._best_logs(self.table(rows, x), rows)
+        pairs = zip(self.counts, logs, strict=True)
+        return rows | {name: own.T for name, own in pairs if name in self.free}
 
     def best(self, flat, x):
-        """The bound with the finite latents at their best: (n,).
+        """The bound with the free latents at their best: (n,).
 
         flat: (n, numbers), the rows of the others side by side.
         """
-        table = self.table(self.unflatten(flat), x)
-        return expected(table, best_logs(table.detach()))
+        rows = self.unflatten(flat)
+        table = self.table(rows, x)
+        return expected(table, self._best_logs(table, rows))
 
     def gradient(self, flat, x):
         """The same and its gradient: (n,) and (n, numbers)."""
@@ -178,15 +190,24 @@ class FixedBound:
         return bound.detach(), gradient
 
     def flatten(self, rows):
-        """The rows of all but the finite latents side by side: (n, numbers)."""
+        """The rows of all but the free latents side by side: (n, numbers)."""
         width = next(iter(rows.values()))
         return torch.cat([width[:, :0], *(rows[name] for name in self.widths)], -1)
 
     def unflatten(self, flat):
-        """{latent: its rows} of rows side by side, with rows of no meaning for finite latents."""
+        """{latent: its rows} of rows side by side, with rows of no meaning for free latents."""
         parts = flat.split(list(self.widths.values()), -1)
-        finite = {name: flat.new_zeros(len(flat), count) for name, count in self.counts.items()}
-        return dict(zip(self.widths, parts, strict=True)) | finite
+        free = {name: flat.new_zeros(len(flat), self.counts[name]) for name in self.free}
+        return dict(zip(self.widths, parts, strict=True)) | free
+
+    def _log_q(self, name, rows):
+        """log q of every value of a finite latent under its rows: (values, n)."""
+        return self.guide.distribution(name, rows[name]).log_prob(self.all_values[name])
+
+    def _best_logs(self, table, rows):
+        """log q of every finite latent's values: the best of the free ones, the others' as it is"""
+        given = [None if n in self.free else self._log_q(n, rows) for n in self.counts]
+        return best_logs(table.detach(), given)
 
 
 def expected(table, logs):
@@ -198,18 +219,21 @@ def expected(table, logs):
     return table
 
 
-def best_logs(table):
+def best_logs(table, given=None):
     """The log probabilities [(K1, n), ...] of independent finite latents that make it largest.
 
-    Exact for one latent; several are improved in turn, beginning with uniform ones.
+    given: those that stay as they are, None for the others (all by default).  Exact for one
+    latent; several are improved in turn, beginning with uniform ones.
     """
     *counts, n = table.shape
-    logs = [table.new_full((count, n), -math.log(count)) for count in counts]
+    pairs = list(zip(counts, given or [None] * len(counts), strict=True))
+    free = [i for i, (_, own) in enumerate(pairs) if own is None]
+    logs = [table.new_full((k, n), -math.log(k)) if own is None else own for k, own in pairs]
     for _ in range(SWEEPS if len(counts) > 1 else 1):
-        for i in range(len(counts)):
+        for i in free:
             mean = table.movedim(i, -2)
             for other in logs[:i] + logs[i + 1 :]:
-                mean = (_lifted(other.exp(), mean) * mean).sum(0)
+                mean = (_lifted(other.detach().exp(), mean) * mean).sum(0)
             logs[i] = mean.log_softmax(0)
     return logs
 

@@ -26,13 +26,15 @@ def gap_values(problem, guide, x, best, num_draws=100, interval=None):
     """The bound, the evidence where it is known, and the gaps, as nats a datum: {measure: (n,)}.
 
     guide: fitted, with an answer for every row of x (n, d).  best: a guide with the best member
-    of the same family.  interval: (lower, upper), each (n,) nats, for an evidence that is not known
-    exactly; (1,) each for a joint problem, whose values are one a draw, divided by n.  Gaps that
-    need the evidence are left out where nothing is known of it.
+    of the same family, None where that is not known.  interval: (lower, upper), each (n,) nats,
+    for an evidence that is not known exactly; (1,) each for a joint problem, whose values are one
+    a draw, divided by n.  Gaps that need the evidence are left out where nothing is known of it.
     """
     own = _bounds(problem, guide, x, num_draws)
-    top = own if best is guide else _bounds(problem, best, x, num_draws)
-    found = {"elbo": own, "amortization_gap": top - own}
+    found, top = {"elbo": own}, own if best is guide else None
+    if best is not None:
+        top = _bounds(problem, best, x, num_draws) if top is None else top
+        found["amortization_gap"] = top - own
     if problem.truth.log_evidence is not None:
         interval, ends = [problem.log_evidence(x)], [""]
     elif interval is not None:
@@ -42,8 +44,9 @@ def gap_values(problem, guide, x, best, num_draws=100, interval=None):
         found |= {
             f"log_evidence{end}": evidence.expand_as(own),
             f"total_gap{end}": evidence - own,
-            f"approximation_gap{end}": evidence - top,
         }
+        if best is not None:
+            found[f"approximation_gap{end}"] = evidence - top
     return found
 
 
@@ -57,8 +60,11 @@ def summary(per_datum):
     return found
 
 
-def own_and_best(problem, guide, x, restarts=0):
-    """(own, best): RowFits of the guide's own answer for the rows x and of its family's best.
+def own_and_best(problem, guide, x, restarts=0, search=True):
+    """(own, best): a guide with its own answer for the rows x, and the RowFit of its family's best.
+
+    The best is None for a guide that has no rows of parameters, such as one whose latents hang on
+    each other, and where search is False, unless the guide's own answer needs the search.
 
     A table has no answer for new data, so its own is its best.  An encoder's rows are where the
     first search for the best starts; restarts start elsewhere.  For a joint problem, whose shared
@@ -66,6 +72,8 @@ def own_and_best(problem, guide, x, restarts=0):
     """
     if problem.joint:
         return guide, fit_joint(problem, guide, x, restarts)
+    if not (hasattr(guide, "rows") and (search or guide.tabular)):
+        return guide, None
     if guide.tabular:
         fitted = fit_rows(problem, guide, x, restarts=restarts)
         return fitted.guide, fitted

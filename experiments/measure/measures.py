@@ -9,8 +9,11 @@ import torch
 from experiments.measure import pareto
 from experiments.measure.bidirectional import evidence_interval
 from experiments.measure.calibration import Calibration, calibrate
+from experiments.measure.density import density
 from experiments.measure.elbo import draw, elbo
 from experiments.measure.gaps import gap_values, own_and_best, summary
+from experiments.measure.labels import label_errors, likeliest
+from experiments.measure.purity import cluster_latent, purity
 from experiments.measure.rows import restricted
 from zoo.data.dataset import subset
 from zoo.errors import ZooError
@@ -26,8 +29,9 @@ class Measured:
     rows: (m,) which held-out data the Pareto k (m,) are of.  values: the gaps of held-out data,
     {measure: (n,)} nats; bounded: the same of the data whose evidence is put between bounds.  A
     joint problem has no held-out data: rows, k and gaps are of the data that it was fitted to.
-    k is None where all latents are finite and discrete, so that every weight is bounded, and
-    calibration None where it was not asked for.  skipped: {measure: why it has no answer here}.
+    k is None where all latents have few enough values to be summed over, so that every weight is
+    bounded, and calibration None where it was not asked for.  skipped: {measure: why it has no
+    answer here}.
     """
 
     train: dict
@@ -35,6 +39,7 @@ class Measured:
     search: dict
     bounded: dict
     held_out: dict
+    density: dict
     rows: torch.Tensor
     k: torch.Tensor | None
     labels: torch.Tensor | None
@@ -50,6 +55,8 @@ class Measured:
         }
         if self.held_out:
             found["held_out"] = self.held_out
+        if self.density:
+            found["density"] = self.density
         if self.k is not None:
             found["pareto"] = pareto.summary(self.k, self.labels) | {"median_se": self.k_se}
             for one in found["pareto"]["worst"]:
@@ -70,14 +77,10 @@ def measure(problem, guide, config):
     train = _train(problem, guide, config.num_draws)
     x = problem.data.train if problem.joint else problem.data.test
     with torch.enable_grad():
-        own, best = own_and_best(problem, guide, x, config.restarts)
-    values = gap_values(problem, own, x, best.guide, config.num_draws)
-    search = {
-        "row_steps": best.steps,
-        "row_converged": best.converged,
-        "row_restarts": best.restarts,
-        "row_restarted": best.restarted,
-    }
+        own, best = own_and_best(problem, guide, x, config.restarts, config.search)
+    top = None if best is None else best.guide
+    values = gap_values(problem, own, x, top, config.num_draws)
+    search = _search(best)
     bounded, skipped = {}, {}
     k, k_se, calibration = None, None, None
     if problem.truth.log_evidence is not None:
@@ -85,19 +88,27 @@ def measure(problem, guide, config):
         search["evidence_error_max"] = error / (len(x) if problem.joint else 1)
     elif config.interval_rows:
         with skipping("evidence interval", skipped):
-            bounded = _between_bounds(problem, own, best.guide, x, config)
+            bounded = _between_bounds(problem, own, top, x, config)
     rows = subset(x, config.pareto_rows)
     labels = None if problem.joint else problem.data.test_labels
+    densities = {}
+    if config.densities and not problem.joint:
+        with skipping("test NLL", skipped):
+            densities = density(problem, own, x, config.nll_draws)
     with skipping("k", skipped):
         k, k_se = _pareto(problem, own, x, rows, config.pareto_draws)
     with skipping("calibration", skipped):
         calibration = _calibration(problem, guide, config)
+    held_out = {}
+    if not problem.joint:
+        held_out = _held_out(problem, own, train, values, config) | _purity(problem, own, config)
     return Measured(
         train=train,
         values=values,
         search=search,
         bounded=bounded,
-        held_out={} if problem.joint else _held_out(train, values),
+        held_out=held_out,
+        density=densities,
         rows=rows,
         k=k,
         labels=None if labels is None else labels[rows],
@@ -105,6 +116,18 @@ def measure(problem, guide, config):
         calibration=calibration,
         skipped=skipped,
     )
+
+
+def _search(best):
+    """What the search for the best of the family took, where there was one."""
+    if best is None:
+        return {}
+    return {
+        "row_steps": best.steps,
+        "row_converged": best.converged,
+        "row_restarts": best.restarts,
+        "row_restarted": best.restarted,
+    }
 
 
 @contextmanager
@@ -139,17 +162,32 @@ def _train(problem, guide, num_draws):
     return found | summary({"log_evidence": evidence})
 
 
-def _held_out(train, values):
-    """The bound on held-out data, and by how much that on the training data is higher."""
+def _held_out(problem, own, train, values, config):
+    """The bound on held-out data, by how much that on the training data is higher, label errors."""
     found = summary({"elbo": values["elbo"]})
     found["generalization_gap_per_datum"] = train["elbo_per_datum"] - found["elbo_per_datum"]
+    labels = problem.data.test_labels
+    if problem.label is not None and labels is not None:
+        wrong = label_errors(problem, own, problem.data.test, labels, config.num_draws)
+        if len(wrong):
+            mean, spread = wrong.mean().item(), wrong.std(correction=0).item()
+            found |= {"label_error": mean, "label_error_se": spread / math.sqrt(len(wrong))}
     return found
+
+
+def _purity(problem, own, config):
+    """How well held-out clusters agree with labels; nothing where there are none of either."""
+    latent, labels = cluster_latent(problem), problem.data.test_labels
+    if latent is None or labels is None or problem.label is not None:
+        return {}
+    found = likeliest(problem, own, latent, problem.data.test, config.num_draws)
+    return {"purity": purity(labels, found)}
 
 
 def _between_bounds(problem, own, best, x, config):
     """Evidence and gaps of some rows as intervals, where the evidence is not known exactly."""
     rows = subset(x, len(x) if problem.joint else config.interval_rows)
-    own, best = (restricted(problem, guide, x, rows) for guide in (own, best))
+    own, best = (each and restricted(problem, each, x, rows) for each in (own, best))
     with torch.enable_grad():
         found = evidence_interval(
             problem,
@@ -167,6 +205,7 @@ def _between_bounds(problem, own, best, x, config):
     measured |= {
         f"interval_{name}_per_datum": measured[f"{name}_per_datum"]
         for name in ("elbo", "amortization_gap")
+        if f"{name}_per_datum" in measured
     }
     return measured | {
         "interval_rows": len(rows),
@@ -198,7 +237,7 @@ def _units(problem, config):
 
 def _calibration(problem, guide, config):
     """Ranks over simulated data; a joint problem would need a fit for each, and has none here."""
-    if problem.joint or not config.simulations:
+    if problem.joint or not problem.latents or not config.simulations:
         return None
     with torch.enable_grad():
         return calibrate(problem, guide, config.simulations, config.rank_draws)

@@ -1,27 +1,30 @@
 """The way from a distribution that can be drawn from, prior or guide, to p(x, z).
 
-The densities between are start^(1 - beta) joint^beta, beta from 0 to 1, of all continuous latents
-as vectors of real numbers: every latent is mapped out of its support, log-Jacobian included.
+The densities between are start^(1 - beta) joint^beta, beta from 0 to 1.  Continuous latents are
+vectors of real numbers: every latent is mapped out of its support, log-Jacobian included; finite
+latents beside them are summed out of both densities.  Where all are discrete, one finite latent is
+a place in a table of all its values, several or longer ones are vectors of whole numbers.
 """
 
 import math
 from dataclasses import dataclass
+from itertools import product
 
 import pyro
 import torch
 from pyro import poutine
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from experiments.measure.frozen import Frozen
 from experiments.svi.run import as_module
-from zoo.errors import require
+from zoo.errors import ZooError, require
 from zoo.problem import sample_sites
 
 
 @dataclass(frozen=True)
 class State:
     """Points u (chains, units, size), the log densities (chains, units) of start and joint there,
-    and the gradients of both; for discrete latents u is (chains, units), without gradients."""
+    and the gradients of both, which discrete latents have not; u (chains, units) in a table."""
 
     u: torch.Tensor
     log_start: torch.Tensor
@@ -55,6 +58,8 @@ class State:
 class Densities:
     """log densities of a problem's latents, for rows `index` of x, from prior or guide.
 
+    latents: those that a path moves.  Finite ones among others are summed out: `summed` has their
+    values, {name: (c, *event_shape)}, of all c combinations.
     Values of latents are {name: (chains, n, ...)}, (chains, 1, ...) for those outside the plate.
     """
 
@@ -64,6 +69,12 @@ class Densities:
         self.model = Frozen(problem.model)
         self.guide = None if guide is None else Frozen(as_module(guide, problem))
         self.names = {latent.name for latent in problem.latents}
+        smooth = tuple(la for la in problem.latents if not la.support.is_discrete)
+        self.latents = smooth or problem.latents
+        finite = [latent for latent in problem.latents if latent not in self.latents]
+        every = zip(*product(*(latent.values for latent in finite)), strict=True)
+        pairs = zip(finite, every, strict=True)
+        self.summed = {la.name: torch.stack(values).to(x.device) for la, values in pairs}
 
     @torch.no_grad()
     def draw(self, chains):
@@ -72,14 +83,30 @@ class Densities:
         return {name: trace.nodes[name]["value"] for name in self.names}
 
     def log_densities(self, values):
-        """log of start and joint at the values, both (chains, units)."""
+        """log of start and joint at the values of `latents`, both (chains, units)."""
         chains = len(next(iter(values.values())))
-        trace = self._trace(poutine.condition(self.model, data=values), chains)
-        prior, likelihood = self._sum(trace, True), self._sum(trace, False)
-        if self.guide is None:
-            return prior, prior + likelihood
-        trace = self._trace(poutine.condition(self.guide, data=values), chains)
-        return self._sum(trace, True), prior + likelihood
+        values = self._with_summed(values, chains) if self.summed else values
+        prior, likelihood = self._sums(self.model, values)
+        start = prior if self.guide is None else self._sums(self.guide, values)[0]
+        if not self.summed:
+            return start, prior + likelihood
+        both = (d.unflatten(0, (-1, chains)) for d in (start, prior + likelihood))
+        return tuple(density.logsumexp(0) for density in both)
+
+    def _with_summed(self, values, chains):
+        """The values with every combination of the summed latents': c x chains of each."""
+        count = len(next(iter(self.summed.values())))
+        values = {name: v.repeat(count, *[1] * (v.dim() - 1)) for name, v in values.items()}
+        for name, every in self.summed.items():
+            own = every.repeat_interleave(chains, 0)[:, None]
+            values[name] = own.expand(-1, self.num_rows, *own.shape[2:])
+        return values
+
+    def _sums(self, program, values):
+        """The log densities of the latents and of all else at the values, (chains, units)."""
+        chains = len(next(iter(values.values())))
+        trace = self._trace(poutine.condition(program, data=values), chains)
+        return self._sum(trace, True), self._sum(trace, False)
 
     def _trace(self, program, chains):
         with pyro.plate("draws", chains, dim=-2):
@@ -97,13 +124,12 @@ class Densities:
         return total
 
 
-class Continuous:
-    """A path over real vectors; `evaluate` answers with gradients."""
+class Vectors:
+    """Base of the paths whose points hold the numbers of all latents side by side."""
 
     def __init__(self, densities):
         self.densities, self.joint = densities, densities.problem.joint
-        self.latents = densities.problem.latents
-        self.transforms = {latent.name: biject_to(latent.support) for latent in self.latents}
+        self.latents = densities.latents
 
     def draw(self, chains):
         """The state at draws of the start."""
@@ -113,10 +139,32 @@ class Continuous:
         """The state at values of the latents."""
         blocks = []
         for latent in self.latents:
-            raw = self.transforms[latent.name].inv(values[latent.name])
+            raw = self._raw(latent, values[latent.name])
             units = (raw.shape[0], 1, -1) if self.joint else (*raw.shape[:2], -1)
             blocks.append(raw.reshape(units))
         return self.evaluate(torch.cat(blocks, -1))
+
+    def parts(self, u):
+        """The numbers of each latent in u: (latent, (chains, rows, *its shape)) one by one."""
+        first = 0
+        for latent in self.latents:
+            rows = self.densities.num_rows if latent.local else 1
+            last = first + self._size(latent)
+            yield latent, u[..., first:last].reshape(len(u), rows, *self._shape(latent))
+            first = last
+
+    def _size(self, latent):
+        """How many numbers of a unit are the latent's."""
+        rows = self.densities.num_rows if latent.local and self.joint else 1
+        return math.prod(self._shape(latent)) * rows
+
+
+class Continuous(Vectors):
+    """A path over real vectors; `evaluate` answers with gradients."""
+
+    def __init__(self, densities):
+        super().__init__(densities)
+        self.transforms = {latent.name: biject_to(latent.support) for latent in self.latents}
 
     def evaluate(self, u):
         """The state at u (chains, units, size); a density that is not a number counts as zero."""
@@ -131,18 +179,57 @@ class Continuous:
 
     def values(self, u):
         """The latents at u in their supports, and the log-Jacobian (chains, units)."""
-        values, log_jacobian, first = {}, 0.0, 0
-        for latent in self.latents:
+        values, log_jacobian = {}, 0.0
+        for latent, raw in self.parts(u):
             transform = self.transforms[latent.name]
-            shape = transform.inverse_shape(torch.Size(latent.event_shape))
-            rows = self.densities.num_rows if latent.local else 1
-            size = math.prod(shape) * (rows if self.joint else 1)
-            raw = u[..., first : first + size].reshape(len(u), rows, *shape)
             values[latent.name] = transform(raw)
             log_det = transform.log_abs_det_jacobian(raw, values[latent.name])
             log_jacobian = log_jacobian + log_det.reshape(*u.shape[:2], -1).sum(-1)
-            first += size
         return values, log_jacobian
+
+    def _raw(self, latent, value):
+        return self.transforms[latent.name].inv(value)
+
+    def _shape(self, latent):
+        shape = torch.Size(latent.event_shape)
+        return self.transforms[latent.name].inverse_shape(shape)
+
+
+class Entries(Vectors):
+    """A path over the entries of discrete latents, u of whole numbers.
+
+    counts: how many values each entry has.
+    """
+
+    def __init__(self, densities):
+        super().__init__(densities)
+        self.counts = [entry_values(v) for v in self.latents for _ in range(self._size(v))]
+
+    @torch.no_grad()
+    def evaluate(self, u):
+        """The state at u (chains, units, size); a density that is not a number counts as zero."""
+        values = {
+            latent.name: part if _is_boolean(latent.support) else part.long()
+            for latent, part in self.parts(u)
+        }
+        return State(u, *map(_no_nan, self.densities.log_densities(values)))
+
+    def turned(self, state, place):
+        """The states with 0, 1, 2, ... added to an entry, which goes on from its last value at 0.
+
+        So every value of the entry stands in one of them, the present one in the first.
+        """
+        yield state
+        for step in range(1, self.counts[place]):
+            u = state.u.clone()
+            u[..., place] = (u[..., place] + step) % self.counts[place]
+            yield self.evaluate(u)
+
+    def _raw(self, latent, value):
+        return value
+
+    def _shape(self, latent):
+        return latent.event_shape
 
 
 class Finite:
@@ -151,14 +238,10 @@ class Finite:
     def __init__(self, densities):
         self.densities = densities
         (self.latent,) = densities.problem.latents
-        num_values = self.latent.num_values
-        support = self.latent.support
-        first = getattr(support, "lower_bound", 0)
-        values = first + torch.arange(num_values, device=densities.x.device)
-        values = values[:, None].expand(-1, densities.num_rows)
+        values = self.latent.values.to(densities.x.device)[:, None]  # the same for every row
         with torch.no_grad():
-            tables = densities.log_densities({self.latent.name: values})
-        self.first, (self.start, self.joint) = first, tables
+            found = densities.log_densities({self.latent.name: values})
+        self.start, self.joint = (d.expand(-1, densities.num_rows) for d in found)
 
     def draw(self, chains):
         """The state at draws of the start."""
@@ -166,7 +249,7 @@ class Finite:
 
     def at(self, values):
         """The state at values of the latent."""
-        return self.evaluate(values[self.latent.name].long() - self.first)
+        return self.evaluate(self.latent.places(values[self.latent.name]))
 
     def evaluate(self, u):
         """The state at places in the table, u (chains, units)."""
@@ -174,27 +257,56 @@ class Finite:
 
 
 def path(problem, x, guide=None, index=None):
-    """The path of a problem's latents from prior or guide, Continuous or Finite.
+    """The path of a problem's latents from prior or guide: Continuous, Finite or Entries.
 
-    Raises ZooError for latents that neither suits, or a guide that has auxiliary latents.
+    Raises ZooError for latents that none suits, or a guide that has auxiliary latents.
     """
-    require_suited(problem)
-    densities = Densities(problem, x, guide, index)
-    kind = Finite if problem.latents[0].support.is_discrete else Continuous
-    return kind(densities)
+    return kind(problem)(Densities(problem, x, guide, index))
 
 
-def require_suited(problem):
-    """Refuse latents that cannot be annealed."""
-    discrete = [latent for latent in problem.latents if latent.support.is_discrete]
-    for latent in discrete:
-        others = len(problem.latents) > 1 or not latent.local
-        require(
-            latent.num_values is not None and not others,
-            f"cannot anneal over discrete latent {latent.name!r} of {problem.name}: possible are "
-            "continuous latents, or one finite discrete latent a datum and no other; where the "
-            "truth is known problem.log_evidence(x) has it",
+def kind(problem):
+    """The path that suits a problem's latents.  Raises ZooError where there is none."""
+    latents, subject = problem.latents, f"of {problem.name}"
+    known = "problem.log_evidence(x) has the truth"
+    require(latents, f"{problem.name} has no latents to anneal over: {known}")
+    for latent in latents:
+        improper = f"cannot anneal over latent {latent.name!r} {subject}: its prior is no density"
+        require(latent.proper, improper)
+    discrete = [latent for latent in latents if latent.support.is_discrete]
+    if len(discrete) < len(latents):
+        strange = [la for la in discrete if la.num_values is None or not la.local or problem.joint]
+    elif len(latents) == 1 and latents[0].local and latents[0].num_values is not None:
+        return Finite
+    else:
+        strange = [latent for latent in discrete if entry_values(latent) is None]
+    for latent in strange:
+        raise ZooError(
+            f"cannot anneal over discrete latent {latent.name!r} {subject}: possible are "
+            "continuous latents, finite discrete ones a datum beside them, or alone discrete ones "
+            "with a finite number of values; where the truth is known problem.log_evidence(x) "
+            "has it"
         )
+    return Continuous if len(discrete) < len(latents) else Entries
+
+
+def entry_values(latent):
+    """K where each number of a latent is one of 0, 1, ..., K - 1; None where it is not."""
+    if _is_boolean(latent.support):
+        return 2
+    support = _of_entries(latent.support)
+    from_zero = getattr(support, "lower_bound", None) == 0 and hasattr(support, "upper_bound")
+    return int(support.upper_bound) + 1 if from_zero and support.is_discrete else None
+
+
+def _is_boolean(support):
+    # By its type: a copy of a guide has copies of supports.
+    return isinstance(_of_entries(support), type(constraints.boolean))
+
+
+def _of_entries(support):
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
 
 
 def _no_nan(log_density):

@@ -4,11 +4,13 @@ The convergence rule: quasi-Newton steps on the bound by fixed, even noise (see 
 at least 16 points of it from every start, then, from the best of what these found, on four times as
 many, until a datum's next step foretells a gain of at most 0.0001 nats; 300 steps at most each.
 A restart begins at the best of 128 scattered rows.  Candidates are compared on points of their own.
-A finite latent that is alone has its best distribution exactly.
+A finite latent that is alone has its best distribution exactly.  Where there are too many values to
+sum over, independent entries are searched one after another (see coordinates.py).
 
 The rows of a joint problem share latents, so they are searched together, by SVI: Adam at a rate of
 0.1 on all rows at every step; whenever a window of 50 steps passes the test of
 `experiments.svi.stopping.flat` the rate falls to a tenth, and the third such window ends the fit.
+So are, in blocks, the rows of latents that neither of the other searches suits.
 """
 
 from copy import deepcopy
@@ -17,13 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from experiments.measure import coordinates
 from experiments.measure.ascent import climb
+from experiments.measure.coordinates import Coordinates
 from experiments.measure.elbo import log_weights
 from experiments.measure.fixed import FixedBound
 from experiments.measure.frozen import Frozen
 from experiments.measure.streams import stream
 from experiments.svi.config import FitConfig
-from experiments.svi.estimators import resolve
+from experiments.svi.estimators import can_enumerate, resolve
 from experiments.svi.loop import train
 from experiments.svi.run import Run, reset
 from guides.guide import Guide
@@ -44,6 +48,7 @@ RULE = FitConfig(
     flat_drops=2,
 )
 ROWS_AT_ONCE = 4096
+SVI_PARTICLES = 16
 JUDGE_DRAWS = 100  # draws, the same for each, by which searches for one datum are compared
 JUDGE_SEED = 1  # apart from the noise of the search and of reports, so that choosing is no cheating
 MARGIN = 0.02  # nats by which a restart must be better; less is noise
@@ -79,8 +84,11 @@ def fit_rows(problem, guide, x, start=None, restarts=0):
     )
     if not any(latent.local for latent in problem.latents):
         return RowFit(guide, 0, True)
+    kind = _search(guide)
+    if kind is None:
+        return _fit_by_svi(problem, guide, x, start)
     with stream(0, x.device), torch.no_grad():
-        search = Search(problem, guide)
+        search = kind(problem, guide)
         first = start or _initial(guide, len(x), x.device)
         parts = [
             search(x[block], _at(first, block), restarts, start is not None)
@@ -90,6 +98,49 @@ def fit_rows(problem, guide, x, start=None, restarts=0):
     restarted = torch.cat([from_restart for _, from_restart in parts]).float().mean().item()
     fitted = guide.with_table(problem, len(x), rows).to(x.device)
     return RowFit(fitted, search.passes, search.converged, restarts, restarted)
+
+
+def _search(guide):
+    """The search that suits a guide's latents; None where SVI alone does."""
+    discrete = [latent for latent in guide.latents if latent.support.is_discrete]
+    if can_enumerate(discrete):
+        return Search
+    return Coordinates if coordinates.suits(guide) else None
+
+
+def _fit_by_svi(problem, guide, x, start):
+    """Rows by stochastic gradients: a RowFit of one search for each block of rows."""
+    at_once = max(1, FLOATS_AT_ONCE // (SVI_PARTICLES * x.shape[-1]))
+    blocks = torch.arange(len(x), device=x.device).split(at_once)
+    first = start or _initial(guide, len(x), x.device)
+    runs = [_svi_block(problem, guide, x[block], _at(first, block)) for block in blocks]
+    parts = [run.modules["guide"].eval().rows(run.data) for run in runs]
+    with torch.no_grad():
+        rows = {name: torch.cat([found[name] for found in parts]) for name in first}
+        if start is not None:
+            rows = _better(problem, guide, x, rows, start)
+    steps, converged = max(run.step for run in runs), all(r.flats > RULE.flat_drops for r in runs)
+    return RowFit(guide.with_table(problem, len(x), rows).to(x.device), steps, converged)
+
+
+def _svi_block(problem, guide, x, first):
+    config = resolve(RULE, problem)
+    if config.estimator != "enumeration":
+        config = config.model_copy(update={"num_particles": SVI_PARTICLES})
+    with stream(0, x.device):
+        candidate = guide.with_table(problem, len(x), first).to(x.device).train()
+        run = Run(Frozen(problem.model), candidate, x, config, 0)
+        train(run, problem)
+    return run
+
+
+def _better(problem, guide, x, rows, others):
+    """For every datum the better of two rows of a guide's family, by the same noise."""
+    options = [rows, others]
+    tables = [guide.with_table(problem, len(x), own).to(x.device) for own in options]
+    bounds = [log_weights(problem, own, x, JUDGE_DRAWS, JUDGE_SEED).mean(0) for own in tables]
+    best = _known(torch.stack(bounds)).argmax(0)
+    return {name: _chosen([own[name] for own in options], best) for name in rows}
 
 
 class Search:

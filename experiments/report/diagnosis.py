@@ -116,7 +116,7 @@ def rank_panels(fit, measured):
         axis.set_visible(False)
     figure.supxlabel("rank of the truth among draws, as a fraction")
     figure.supylabel("ECDF − uniform")
-    figure.suptitle(f"{_title(fit)}: ranks of simulated truths; grey: where an exact guide stays")
+    figure.suptitle(f"{_title(fit)}: ranks of simulated truths; gray: where an exact guide stays")
     return figure
 
 

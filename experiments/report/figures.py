@@ -12,7 +12,8 @@ from pyro import poutine
 
 from experiments.measure.elbo import draw
 from experiments.measure.streams import stream
-from experiments.report.table import rows
+from experiments.report.table import as_text, rows
+from zoo.problem import sample_sites
 
 GUIDE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE = {
@@ -40,7 +41,13 @@ def draw_figures(folder, records, fits):
 
 
 def bounds(records):
-    """The bound during training against steps and against seconds, with bands over seeds."""
+    """The bound during training against steps and against seconds, with bands over seeds.
+
+    None where every fit was a closed form.
+    """
+    records = [record for record in records if len(record["trace"]["step"]) > 1]
+    if not records:
+        return None
     models = list(dict.fromkeys(_model(record) for record in records))
     figure = Figure(figsize=(8, 2.3 * len(models)))
     axes = figure.subplots(len(models), 2, squeeze=False, sharey="row")
@@ -75,7 +82,8 @@ def _band(axis, runs, against, guide, color):
 
 def gap_bars(records):
     """Approximation and amortization gap as stacked bars; None where no evidence is known."""
-    known = [row for row in rows(records) if row["approximation gap"] is not None]
+    latent = [record for record in records if record["config"]["guide"] != "empty"]
+    known = [row for row in rows(latent) if row["approximation gap"] is not None]
     if not known:
         return None
     figure = Figure(figsize=(8, 0.45 * len(known) + 1.4))
@@ -90,7 +98,7 @@ def gap_bars(records):
     axis.errorbar(left, names, xerr=errors, fmt="none", color="black", capsize=3)
     for name, row, end in zip(names, known, left, strict=True):
         offset = (row["total gap"][1] or 0) + 0.01 * left.max()
-        axis.text(end + offset, name, f" {row['total gap'][0]:.3f}", va="center")
+        axis.text(end + offset, name, f" {as_text(row['total gap'][0], 3)}", va="center")
     axis.invert_yaxis()
     axis.margins(x=0.12)
     axis.set(xlabel="gap to the exact log evidence, nats a datum (bar end: ± se over seeds)")
@@ -123,42 +131,57 @@ def latent_plane(model, group):
 
 @torch.no_grad()
 def pictures(model, group, columns=12):
-    """Data, reconstructions and prior draws as images; None where rows are no images."""
+    """Data, reconstructions and draws as images; None where rows are no images."""
     first = next(iter(group.values())).problem
-    if first.data.image_shape is None or first.predictive_mean is None:
+    if first.data.image_shape is None or (first.latents and first.predictive_mean is None):
         return None
     lines = {"data": first.data.train[:columns]}
     for guide, fit in group.items():
         problem = fit.problems[0]
+        if not first.latents:
+            lines["draws"] = _drawn(problem, columns)
+            continue
         shown = torch.arange(len(lines["data"]))
         latents = draw(problem.model, fit.guides[0], first.data.train, 100, index=shown).latents
         expected = problem.predictive_mean(problem.model, **latents)
         lines[f"reconstruction,\n{guide}"] = expected.mean(0)
         lines[f"prior draws,\n{guide}"] = _prior_means(problem, columns)
     figure = Figure(figsize=(8, 0.85 * len(lines) + 0.3))
-    axes = figure.subplots(len(lines), 1)
+    axes, white = figure.subplots(len(lines), 1), max(1.0, first.data.train.max().item())
     for axis, (name, images) in zip(axes, lines.items(), strict=True):
         strip = _strip(images, first.data.image_shape)
-        axis.imshow(strip, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(strip, cmap="gray_r", vmin=0, vmax=white, interpolation="nearest")
         axis.set(xticks=[], yticks=[])
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
         axis.spines[:].set_visible(False)
-    figure.suptitle(f"{model}: expected pixels, seed {fit.seeds[0]}")
+    what = "expected pixels" if first.latents else "pixels"
+    figure.suptitle(f"{model}: {what}, seed {fit.seeds[0]}")
     figure.tight_layout()
     return figure
 
 
 def _prior_means(problem, count):
     """E[x given z] at draws of the latents from the prior: (count, d)."""
+    nodes = _several(problem, count).nodes
+    latents = {latent.name: nodes[latent.name]["value"] for latent in problem.latents}
+    return problem.predictive_mean(problem.model, **latents).reshape(count, -1)
+
+
+def _drawn(problem, count):
+    """Rows drawn from a model without latents: (count, d)."""
+    (site,) = sample_sites(_several(problem, count))
+    return site["value"].reshape(count, -1)
+
+
+def _several(problem, count):
+    """A trace of `count` draws of the model without data."""
 
     def several():
         with pyro.plate("draws", count, dim=-2):
             problem.model()
 
     with stream(0, torch.device("cpu")):
-        trace = poutine.trace(several).get_trace()
-    latents = {latent.name: trace.nodes[latent.name]["value"] for latent in problem.latents}
-    return problem.predictive_mean(problem.model, **latents).reshape(count, -1)
+        return poutine.trace(several).get_trace()
 
 
 def _strip(images, shape):

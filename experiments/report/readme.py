@@ -1,4 +1,4 @@
-"""README's parts that are made from committed results: of comparisons, and of the benchmark.
+"""README's parts that are made: from results of comparisons and of the benchmark, and the models.
 
 `python -m experiments.report.readme FOLDER ...` takes what `zoo compare` or `zoo bench` left in
 folders into experiments/results and makes those parts anew; without folders it only makes them
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from experiments import records
+from experiments.report import catalog
 from experiments.report.table import csv_table, markdown_table
 from experiments.settings import load_suite
 from zoo.errors import require
@@ -94,7 +95,8 @@ def folders(bench):
 
 def made_anew(readme):
     """The README text with its made parts made from the committed results."""
-    for part, text in (("results", results_text()), (BENCH, bench_text())):
+    parts = {"results": results_text(), BENCH: bench_text(), "models": catalog.markdown()}
+    for part, text in parts.items():
         begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
         before, _, rest = readme.partition(begin)
         _, _, after = rest.partition(end)

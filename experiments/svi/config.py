@@ -36,7 +36,7 @@ class FitConfig(Settings):
     """Largest norm of all gradients together, in nats; None leaves them as they are."""
     engine: Literal["auto", "compiled", "recorded", "eager"] = "auto"
     """What runs the steps: see experiments/svi/engine.py."""
-    estimator: Literal["auto", "pathwise", "score", "enumeration"] = "auto"
+    estimator: Literal["auto", "pathwise", "score", "enumeration", "closed_form"] = "auto"
     """How gradients pass a latent: see experiments/svi/estimators.py."""
     num_particles: int | None = Field(None, ge=1)
     """Draws a datum and step; None takes 1, and 8 for the score function."""

@@ -39,6 +39,12 @@ def name(device):
         return "CPU"
 
 
+def wait_for(device):
+    """Wait until a GPU has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def reset_peak_memory(device):
     """Begin to count a GPU's peak memory anew; a process on the CPU has one peak for its life."""
     if device.type == "cuda":

@@ -12,6 +12,7 @@ import warnings
 import torch
 
 from experiments.svi import loop
+from experiments.svi.closed_form import solve
 from experiments.svi.compiler import CannotCompile
 from experiments.svi.estimators import FitError, blame
 from experiments.svi.fused import Fused
@@ -42,6 +43,8 @@ def train(runs, problem, after_steps=lambda runs: None):
     What cannot be compiled is trained as recorded, and what cannot be recorded eagerly, after a
     warning that says why.
     """
+    if runs[0].config.estimator == "closed_form":
+        return _solve(runs, problem, after_steps)
     engine = choose(runs[0].config, runs)
     while engine != "eager" and any(run.alive for run in runs):
         try:
@@ -57,6 +60,13 @@ def train(runs, problem, after_steps=lambda runs: None):
         for run in runs:
             if run.alive:
                 _train_eagerly(run, problem, after_steps)
+
+
+def _solve(runs, problem, after_steps):
+    for run in runs:
+        if run.alive:
+            solve(run, problem)
+            after_steps([run])
 
 
 def _train_eagerly(run, problem, after_steps):

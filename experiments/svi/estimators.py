@@ -3,6 +3,7 @@
 pathwise     through reparametrized draws: Pyro's Trace_ELBO as it is
 score        the score function with a leave-one-out baseline over particles
 enumeration  the exact sum over the values of discrete latents: Pyro's TraceEnum_ELBO
+closed_form  no gradient at all: the model's maximum likelihood, where it has a closed form
 """
 
 import math
@@ -13,6 +14,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 from experiments.svi.surrogate import enumerated_particle, mean_losses, particle
+from zoo.distributions import MAX_VALUES
 from zoo.errors import ZooError, require
 from zoo.problem import Problem, sample_sites
 
@@ -34,20 +36,40 @@ def resolve(config, problem):
         f"flat_window must be 0 or at least {MIN_WINDOW} epochs, got {config.flat_window}",
     )
     discrete = [latent for latent in problem.latents if latent.support.is_discrete]
-    finite = all(latent.num_values for latent in discrete)
+    finite = can_enumerate(discrete)
     estimator = config.estimator
     if estimator == "auto":
         estimator = "pathwise" if not discrete else "enumeration" if finite else "score"
+        estimator = "closed_form" if problem.maximum_likelihood is not None else estimator
+    if estimator == "closed_form":
+        require(
+            problem.maximum_likelihood is not None,
+            f"{problem.name} has no closed form of maximum likelihood: take estimator=auto",
+        )
     names = ", ".join(latent.name for latent in discrete)
     if estimator == "pathwise":
         require(not discrete, f"no path through discrete {names}: use score or enumeration")
     if estimator == "enumeration":
         require(discrete, "nothing to enumerate: no latent is discrete; use pathwise")
-        require(finite, f"{names} cannot be enumerated: not finite; use score")
+        require(finite, f"{names} cannot be enumerated: {_too_many(discrete)}; use score")
     num_particles = config.num_particles or (8 if estimator == "score" else 1)
     if estimator == "score":
+        require(problem.latents, f"{problem.name} has no latents whose score there is: take auto")
         require(num_particles >= 2, "score needs num_particles of at least 2 for its baseline")
     return config.model_copy(update={"estimator": estimator, "num_particles": num_particles})
+
+
+def can_enumerate(latents):
+    """Whether all values of discrete latents together are few enough to sum over."""
+    counts = [latent.num_values for latent in latents]
+    return None not in counts and math.prod(counts) <= MAX_VALUES
+
+
+def _too_many(latents):
+    counts = [latent.num_values for latent in latents]
+    if None in counts:
+        return f"not finite, or more than {MAX_VALUES:,} values"
+    return f"{math.prod(counts):,} values together, more than {MAX_VALUES:,}"
 
 
 def elbo(config, problem):
@@ -64,8 +86,17 @@ class Finite:
     """Mixin of an ELBO: a loss that is not finite stops before the parameters are touched."""
 
     def terms(self, model, guide, *args):
-        """(loss, surrogate) as tensors: the gradient is that of the surrogate."""
-        return mean_losses(self, model, guide, args)
+        """(loss, surrogate) as tensors: the gradient is that of the surrogate.
+
+        What a guide adds by `extra_loss` is in the gradient alone: the loss is that of the bound.
+        """
+        loss, surrogate = mean_losses(self, model, self.seen(guide), args)
+        extra_loss = getattr(guide, "extra_loss", None)
+        return loss, surrogate if extra_loss is None else surrogate + extra_loss(*args)
+
+    def seen(self, guide):
+        """The guide as the bound runs it."""
+        return guide
 
     def loss_and_grads(self, model, guide, *args):
         before = torch.get_rng_state()
@@ -106,8 +137,8 @@ class LeaveOneOut(Pathwise):
 class Enumeration(Finite, TraceEnum_ELBO):
     """The exact expectation over discrete latents of the guide."""
 
-    def terms(self, model, guide, *args):
-        return super().terms(model, config_enumerate(guide, "parallel"), *args)
+    def seen(self, guide):
+        return config_enumerate(guide, "parallel")
 
     def particle(self, model_trace, guide_trace):
         return enumerated_particle(model_trace, guide_trace)
