@@ -166,6 +166,32 @@ def parameter_outside_the_module():
     return problem_of(Broken)
 
 
+class Late(dist.Normal):
+    """A normal that asks for its mean when a density is computed, which is after the run."""
+
+    def log_prob(self, value):
+        return dist.Normal(self.late_mean(), self.scale).log_prob(value)
+
+    def expand(self, batch_shape, _instance=None):
+        return self
+
+
+@broken(MODELS, "parameters", "'shift' of the model is read where Pyro does not see it")
+def parameter_read_after_the_run():
+    class Broken(Linear):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(3))
+
+        def likelihood(self, z):
+            mean = self.mean(z)
+            found = Late(mean, self.log_scale.exp())
+            found.late_mean = lambda: mean + self.shift
+            return found.to_event(1)
+
+    return problem_of(Broken)
+
+
 @broken(MODELS, "parameters", "gradient of parameter 'log_scale' of the model is not finite")
 def infinite_gradient_of_a_parameter():
     class Broken(Linear):

@@ -471,18 +471,60 @@ def test_latents_that_cannot_be_annealed_are_refused():
             z = pyro.sample("z", dist.Poisson(3.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=None if rows is None else rows[:, 0])
 
-    def both(x=None, index=None):
+    def beside(x=None, index=None):
         with zoo.datum(x, index) as rows:
-            k = pyro.sample("k", dist.Bernoulli(0.5))
+            k = pyro.sample("k", dist.Poisson(3.0))
             z = pyro.sample("z", dist.Normal(k, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=None if rows is None else rows[:, 0])
 
-    for model, name in ((counts, "z"), (both, "k")):
+    def shared(x=None, index=None):
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        with zoo.datum(x, index) as rows:
+            z = pyro.sample("z", dist.Normal(k, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=None if rows is None else rows[:, 0])
+
+    for model, name in ((counts, "z"), (beside, "k"), (shared, "k")):
         problem = zoo.Problem(model, zoo.data.as_dataset(torch.randn(6, 1)))
         assert problem.truth.level == "T4"
         for function in (lambda p: ais(p, p.data.train), bdmc):
             with pytest.raises(zoo.ZooError, match=f"cannot anneal over discrete latent '{name}'"):
                 function(problem)
+
+
+def test_finite_latents_beside_continuous_ones_are_summed_out():
+    """Two finite latents and a normal: p(x) is a mixture of six normals; bounds from both sides,
+    from the prior and from a guide whose q(z) hangs on them."""
+    weights, shift = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-4.0, 0.0, 5.0])
+
+    def model(x=None, index=None):
+        with zoo.datum(x, index) as rows:
+            c = pyro.sample("c", dist.Categorical(weights))
+            z = pyro.sample("z", dist.Normal(shift[c], 1.0))
+            b = pyro.sample("b", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(z + 2 * b, 0.5), obs=None if rows is None else rows[:, 0])
+
+    def guide(x=None, index=None):
+        with zoo.datum(x, index) as rows:
+            c = pyro.sample("c", dist.Categorical(torch.ones(3)))
+            pyro.sample("z", dist.Normal((rows[:, 0] + shift[c]) / 2, 1.0))
+            pyro.sample("b", dist.Bernoulli(torch.tensor(0.5)))
+
+    x = torch.tensor([[-3.5], [0.3], [2.2], [7.0]])
+    problem = zoo.Problem(model, zoo.data.as_dataset(x))
+    assert problem.truth.level == "T2"
+    means = torch.stack([shift, shift + 2], 1).flatten()
+    logits = (weights[:, None] * torch.tensor([0.7, 0.3])).log().flatten()
+    exact = (dist.Normal(means, 1.25**0.5).log_prob(x) + logits).logsumexp(-1).double()
+    for start in (None, guide):
+        found = ais(problem, x, start, num_chains=400, num_temperatures=60)
+        assert ((found.value - exact).abs() < 4.4 * found.se + 1e-3).all()
+        assert found.se.max() < 0.1
+    both = bdmc(problem, guide, num_units=40, num_chains=50, num_temperatures=60)
+    logs = (dist.Normal(means, 1.25**0.5).log_prob(both.x) + logits).logsumexp(-1).double()
+    for bound, sign in ((both.lower, 1), (both.upper, -1)):
+        off = (sign * (bound.value - logs)).mean().item()
+        assert off < 3.3 * bound.mean_se
+        assert off > -0.1
 
 
 def test_own_problem_of_continuous_latents_is_bounded():

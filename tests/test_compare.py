@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -220,9 +221,11 @@ def test_killed_twenty_times_and_resumed_ends_with_the_same_records(tmp_path):
         assert sorted(map(str, map(stable, found))) == sorted(map(str, expected))
 
 
-def run_command(out, errors):
+@contextmanager
+def running_command(out, errors):
+    """The command in a process group of its own, which ends with the test, however it ends."""
     command = [sys.executable, "-m", "experiments.cli", "compare", "gaussian_lvm", f"--out={out}"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [
             *command,
             "--steps=100000",
@@ -235,6 +238,11 @@ def run_command(out, errors):
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -243,15 +251,17 @@ def run_command(out, errors):
     [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)],
 )
 def test_a_signal_ends_it_with_a_checkpoint_and_one_line(number, whole_group, tmp_path):
-    with open(tmp_path / "errors", "w") as errors:
-        process = run_command(tmp_path / "out", errors)
-        deadline = time.monotonic() + 60
+    with (
+        open(tmp_path / "errors", "w") as errors,
+        running_command(tmp_path / "out", errors) as process,
+    ):
+        deadline = time.monotonic() + 180
         while not list((tmp_path / "out").glob("*/seed-*.safetensors")):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.1)
         (os.killpg if whole_group else os.kill)(process.pid, number)
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=180) == 130
     said = (tmp_path / "errors").read_text()
     assert "interrupted; where it has an --out" in said
     assert "failed" not in said

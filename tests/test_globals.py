@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from registered import JOINT
+from registered import CONTINUOUS, JOINT
 from scipy import integrate
 
 import experiments
@@ -82,10 +82,6 @@ def test_normal_hierarchical_equals_a_dense_normal(double):
     torch.testing.assert_close(
         local.variance + slope**2 * theta.variance, covariance.diagonal()[1:]
     )
-
-
-def test_declared_joint_problems_are_those_that_are():
-    assert [name for name in zoo.names() if zoo.load(name).joint] == JOINT
 
 
 def test_truth_follows_the_constants_of_the_model():
@@ -396,7 +392,7 @@ def test_a_guide_whose_deltas_carry_its_density_is_no_point_estimate():
         draw(problem, mixed, x, 10)
 
 
-@pytest.mark.parametrize("name", guides.names())
+@pytest.mark.parametrize("name", CONTINUOUS)
 def test_a_fit_of_shared_latents_comes_back_from_its_checkpoint(name, tmp_path):
     from experiments.svi.fit import load
 

@@ -92,7 +92,11 @@ def test_mixture_reaches_the_best_of_twenty_em_runs(estimator, within):
     assert (best_of_em(x, 10) - fit.log_evidence(x).mean(1) < within).all()
 
 
-@pytest.mark.parametrize(("name", "guide_name"), [p for p in PAIRS if p[1] != "delta"])
+BOUNDED = [p for p in PAIRS if p[1] != "delta" and zoo.load(p[0]).truth.log_evidence]
+"""Pairs with a bound, whose evidence is known."""
+
+
+@pytest.mark.parametrize(("name", "guide_name"), BOUNDED)
 def test_bound_is_below_the_evidence(name, guide_name):
     """Of all data together; the noise of a Monte Carlo bound is at most 4 se."""
     problem = few_rows(name, 1000 if guide_name != "full_rank" else 100)
@@ -101,7 +105,8 @@ def test_bound_is_below_the_evidence(name, guide_name):
     evidence = problem.log_evidence(x).double().sum()
     excess = log_weights(problem, fit.guides[0], x, 200).double().sum(1) - evidence
     se = excess.std() / math.sqrt(len(excess))
-    assert excess.mean() <= problem.evidence_error(x).sum() + 4 * se
+    rounding = 1e-6 * evidence.abs()  # of the density in float32, all there is without latents
+    assert excess.mean() <= problem.evidence_error(x).sum() + 4 * se + rounding
 
 
 def test_gap_of_the_best_rows_is_the_closed_form(double):

@@ -47,10 +47,10 @@ def zoo_commands():
 @pytest.mark.data
 @pytest.mark.parametrize("commands", zoo_commands(), ids=lambda commands: commands[0][0])
 def test_commands_run(commands, tmp_path, monkeypatch, capsys):
-    """Block by block as README gives them, with few steps; the MNIST suite on its first rows."""
+    """Block by block as README gives them, with few steps; suites of MNIST on its first rows."""
     monkeypatch.chdir(tmp_path)
     for command in commands:
-        if "mnist" in command:
+        if {"mnist", "densities"} & set(command):
             shrink_mnist(monkeypatch)
         with pytest.raises(SystemExit) as caught:
             main([*command, *QUICK.get(command[0], [])])

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
-from registered import PAIRS, few_rows
+from registered import CONTINUOUS, PAIRS, by_gradients, few_rows
 
 import experiments
 import guides
@@ -97,9 +97,10 @@ def test_auto_takes_the_best_estimator_and_the_config_says_so():
 def test_same_seed_same_losses_bit_for_bit(name, guide_name):
     problem = few_rows(name, 1000 if guide_name != "full_rank" else 100)
     guide = guides.build(guide_name, problem)
-    one = experiments.fit(problem, guide, seeds=[3], **SMALL)
+    settings = SMALL | by_gradients(problem)
+    one = experiments.fit(problem, guide, seeds=[3], **settings)
     torch.rand(7)
-    two = experiments.fit(problem, guides.build(guide_name, problem), seeds=[4, 3], **SMALL)
+    two = experiments.fit(problem, guides.build(guide_name, problem), seeds=[4, 3], **settings)
     assert torch.equal(one.history[0], two.history[1])
     assert not torch.equal(two.history[0], two.history[1])
     assert all(torch.isfinite(one.history[0]))
@@ -192,7 +193,8 @@ def test_stopping_rule_ends_a_run_that_has_converged():
 def test_resumed_run_ends_with_identical_bits(name, guide_name, tmp_path):
     problem = few_rows(name, 1000 if guide_name != "full_rank" else 100)
     guide = guides.build(guide_name, problem)
-    config = resolve(FitConfig(steps=23, batch_size=400, checkpoint_seconds=1e-9), problem)
+    settings = {"steps": 23, "batch_size": 400, "checkpoint_seconds": 1e-9} | by_gradients(problem)
+    config = resolve(FitConfig(**settings), problem)
     [whole] = fit_seeds(problem, guide, config, [0], CPU)
 
     def interrupt(step):
@@ -236,6 +238,7 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
             experiments.fit(problem, guide, steps=3, out=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("guide_name", CONTINUOUS)
 def test_fit_reports_one_answer_per_seed(guide_name):
     problem = zoo.load("gaussian_lvm")
     fit = experiments.fit(problem, guides.build(guide_name, problem), steps=5, seeds=2)
@@ -251,6 +254,7 @@ def test_fit_reports_one_answer_per_seed(guide_name):
     torch.testing.assert_close(fit.elbo / 1347, fit.elbo_per_datum)
 
 
+@pytest.mark.parametrize("guide_name", CONTINUOUS)
 def test_numpy_rows_are_taken_like_tensors(guide_name):
     rows = np.random.default_rng(0).normal(size=(100, 5))
     problem = zoo.load("gaussian_lvm", data=rows)

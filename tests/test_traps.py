@@ -18,6 +18,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
+from registered import CONTINUOUS
 
 import experiments
 import guides
@@ -85,6 +86,7 @@ def test_a_second_run_starts_afresh():
     assert histories[0][0, -1] > histories[0][0, 0]
 
 
+@pytest.mark.parametrize("guide_name", CONTINUOUS)
 def test_the_last_shorter_minibatch(guide_name):
     problem = scalar_problem(50)
     fit = experiments.fit(problem, guides.build(guide_name, problem), steps=9, batch_size=20)
