@@ -4,7 +4,8 @@ Family: q(z) = p(z given x) under the model's parameters as they are.  It has no
     gap is zero and its draws are those of the posterior, so each diagnostic must pass it.
 Cannot represent: anything else, unless `alter` turns it into a guide that is wrong on purpose,
     which each diagnostic that should must refuse.
-Needs: a problem whose posterior over its one latent is exact (T0 or T1).
+Needs: a problem whose posterior over its one latent is exact (T0 or T1).  A posterior on a grid,
+    which is refined as far as a datum needs, is computed at every step, and not recorded.
 Source: Cook, Gelman & Rubin 2006, Validation of software for Bayesian models, for the habit of
     testing a check on an answer that is known to be right and on ones known to be wrong.
 """
@@ -118,5 +119,10 @@ def _affine(q, loc, scale):
 
 @guides.register
 def build(problem):
-    """The guide."""
+    """The guide, for a model that has parameters to fit."""
+    require(
+        problem.num_parameters,
+        f"oracle does not suit {problem.name}: neither has parameters, so that there is nothing to "
+        "fit; guides.oracle.Oracle(problem) is the posterior as a guide",
+    )
     return Oracle(problem)

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
-from registered import PAIRS, by_gradients, first_rows
+from registered import RECORDABLE, by_gradients, first_rows
 from steps import assert_close, parameters, started, train, train_eagerly
 
 import guides
@@ -41,7 +41,7 @@ def assert_steps_are_those_of_svi(problem, guide, seeds=(3,), **settings):
 
 
 @pytest.mark.parametrize("batch_size", [4, None])
-@pytest.mark.parametrize(("name", "guide_name"), PAIRS)
+@pytest.mark.parametrize(("name", "guide_name"), RECORDABLE)
 def test_every_pair(name, guide_name, batch_size):
     problem, guide = pair(name, guide_name)
     settings = by_gradients(problem)
