@@ -91,7 +91,7 @@ def _changed(suite, chosen, settings):
     for name, value in settings.items():
         mergeable = isinstance(value, dict) and isinstance(values.get(name), dict)
         values[name] = values[name] | value if mergeable else value
-    if chosen["guides"] is not None:  # they are for every model, whatever the suite has for one
+    if chosen.get("guides") is not None:  # they are for every model, whatever the suite has for one
         values["guides_for"] = settings.get("guides_for", {})
     for name, own in values["fit_for"].items():
         # What the caller sets for every model outweighs what the suite sets for one.

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.infer import autoguide
 from pyro.nn import PyroModule, PyroParam, PyroSample
-from registered import PAIRS as ZOO_PAIRS
+from registered import RECORDABLE as ZOO_PAIRS
 from registered import few_rows
 from torch import nn
 from torch.distributions import constraints

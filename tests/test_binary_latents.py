@@ -30,6 +30,7 @@ from zoo import enumeration
 from zoo.distributions import BernoulliVector, CategoricalVector
 
 QUANTILE = 3.3  # of a normal, exceeded either way once in 1000
+ROUNDING = 0.01  # nats of 60 rows together, in float32
 
 
 def rows_of(num_rows, width):
@@ -259,10 +260,10 @@ def test_bound_is_below_the_exact_evidence_of_ten_switches(guide_name, estimator
     problem, x = fit.problems[0], problem.data.train
     below = log_weights(problem, fit.guides[0], x, 300).double().sum(1)
     below = below - problem.log_evidence(x).double().sum()
-    assert below.mean() < QUANTILE * below.std() / math.sqrt(300)
+    assert below.mean() < QUANTILE * below.std() / math.sqrt(300) + ROUNDING
     own = reported(problem, fit.guides[0], 50, estimator=estimator)
     own = own - problem.log_evidence(x).double().sum()
-    assert own.mean() < QUANTILE * own.std() / math.sqrt(50)
+    assert own.mean() < QUANTILE * own.std() / math.sqrt(50) + ROUNDING
     assert fit.history[0, -10:].mean() > fit.history[0, :10].mean()
 
 

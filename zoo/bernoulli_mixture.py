@@ -47,7 +47,7 @@ class BernoulliMixture(PyroModule):
         with torch.no_grad():
             self.weight_logits.zero_()
             rows = self.starts.draw(len(self.logits))
-            self.logits.copy_((0.25 + 0.5 * rows.clamp(0, 1)).logit())
+            self.logits.copy_((0.25 + 0.5 * rows).clamp(0.05, 0.95).logit())
 
     def forward(self, x=None, index=None):
         weight_logits, logits = self.weight_logits, self.logits

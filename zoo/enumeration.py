@@ -7,10 +7,9 @@ and of vectors, so that the memory is bounded.
 import math
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch.distributions import constraints
 
-from zoo.distributions import all_vectors
+from zoo.distributions import FiniteVector, all_vectors
 
 LONGEST = 16
 VECTORS_AT_ONCE = 2**12  # of which a decoder computes the logits
@@ -32,8 +31,8 @@ def log_evidence(log_joint, x, length):
     return torch.cat(parts)
 
 
-class VectorPosterior(TorchDistribution):
-    """p(z given x) over binary vectors: batch (n,), event (length,).
+class VectorPosterior(FiniteVector):
+    """p(z given x) over binary vectors: batch (n,), or (..., n) expanded, event (length,).
 
     log_joint(x, z): as `log_evidence` takes it.
     """
@@ -42,29 +41,38 @@ class VectorPosterior(TorchDistribution):
     support = constraints.independent(constraints.boolean, 1)
 
     def __init__(self, log_joint, x, length):
-        self.log_joint, self.x = log_joint, x
+        self.log_joint, self.x, self.length = log_joint, x, length
         self.vectors = all_vectors(length, like=x)
         super().__init__(x.shape[:1], (length,), validate_args=False)
 
+    def expand(self, batch_shape, _instance=None):
+        """The same with a larger batch (..., n), for which the sums stand once."""
+        new = type(self)(self.log_joint, self.x, self.length)
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
     @property
     def mean(self):
-        """Probabilities of ones, (n, length)."""
-        return torch.cat([share.exp() @ self.vectors for share in self._log_shares()])
+        """Probabilities of ones, (..., n, length)."""
+        found = torch.cat([share.exp() @ self.vectors for share in self._log_shares()])
+        return found.expand(self.batch_shape + self.event_shape)
 
     @property
     def variance(self):
-        """(n, length)."""
+        """(..., n, length)."""
         return self.mean * (1 - self.mean)
 
     def sample(self, sample_shape=()):
-        """Draws of 0 and 1: (*sample_shape, n, length)."""
-        shape = torch.Size(sample_shape)
+        """Draws of 0 and 1: (*sample_shape, ..., n, length)."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        count = shape[:-2].numel()
         with torch.no_grad():
             places = [
-                share.exp().multinomial(shape.numel(), replacement=True)
-                for share in self._log_shares()
+                share.exp().multinomial(count, replacement=True) for share in self._log_shares()
             ]
-        return self.vectors[torch.cat(places).T].reshape(self._extended_shape(shape))
+        return self.vectors[torch.cat(places).T].reshape(
+            self._extended_shape(torch.Size(sample_shape))
+        )
 
     def log_prob(self, value):
         """Log probabilities of vectors (..., n, length), in nats: (..., n)."""
@@ -74,13 +82,17 @@ class VectorPosterior(TorchDistribution):
         size = self._rows_at_once()
         pairs = zip(self._log_shares(), flat.split(size), strict=True)
         found = torch.cat([share.gather(1, index) for share, index in pairs])
-        return found.T.reshape(*places.shape[:-1], len(self.x))
+        found = found.T.reshape(*places.shape[:-1], len(self.x))
+        return found.expand(torch.broadcast_shapes(self.batch_shape, found.shape))
 
     def _log_shares(self):
         """log p(z given x) of every vector, a block of rows at a time: (m, 2^length)."""
         for rows in self.x.split(self._rows_at_once()):
             blocks = [self.log_joint(rows, z) for z in self.vectors.split(VECTORS_AT_ONCE)]
             yield torch.cat(blocks, -1).log_softmax(-1)
+
+    def _like(self):
+        return self.x
 
     def _rows_at_once(self):
         return max(1, CELLS_AT_ONCE // len(self.vectors))
