@@ -12,7 +12,8 @@ from pyro import poutine
 
 from experiments.measure.elbo import draw
 from experiments.measure.streams import stream
-from experiments.report.table import as_text, rows
+from experiments.report.columns import rows
+from experiments.report.table import as_text
 from zoo.problem import sample_sites
 
 GUIDE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

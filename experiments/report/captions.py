@@ -1,0 +1,153 @@
+"""What the numbers of the tables are, in words."""
+
+from experiments.report.columns import DIAGNOSTICS, NLL_BY, get
+
+SPLIT = "amortization_gap_per_datum"
+
+
+def bounds_caption(records):
+    """What the numbers of the first table are, and how they came about."""
+    done = [r for r in records if r["status"] == "ok"]
+    errors = [get(r, ("measures", "gaps", "evidence_error_max")) for r in done]
+    joint = sorted({r["config"]["model"] for r in done if "held_out" not in r["measures"]})
+    shared = (
+        f"The rows of {', '.join(joint)} share a latent: evidence and gaps there are those of the "
+        "data fitted to, and so is the amortization gap of a table. "
+        if joint
+        else ""
+    )
+    error = max((e for e in errors if e is not None), default=None)
+    stated = "" if error is None else f"Largest stated error of an evidence: {error:.4f}. "
+    return (
+        "Nats a datum; log evidence and gaps on held-out data under each fit's own parameters; "
+        "± is the standard error over seeds. total gap = log evidence − ELBO = approximation gap "
+        "+ amortization gap. training gap: by how much the model's exact evidence on the training "
+        "data stays below that of the guide that trained it best. A table has no answer for new "
+        "data, so its held-out rows are fitted and its amortization gap is 0 by definition. "
+        f"{shared}{stated}{_interval_words(records)}{_unsplit_words(records)}"
+        f"{_search_words(done)}{training_words(records)}"
+    )
+
+
+def training_words(records):
+    """How the runs were trained, and on what."""
+    first = records[0]
+    done = [r for r in records if r["status"] == "ok"]
+    estimators = sorted({r["config"]["fit"]["estimator"] for r in records})
+    steps = sorted({r["cost"]["steps"] for r in done}) or ["no"]
+    words = "Steps of SVI a run: " + ", ".join(f"{n:,}" if n != "no" else n for n in steps)
+    engines = sorted({r["cost"].get("engine", "eager") for r in done})
+    compiling = max((r["cost"].get("compile_seconds", 0.0) for r in done), default=0.0)
+    extra = (
+        f", beside recording and compilation of up to {compiling:.0f} s a program"
+        if compiling
+        else ""
+    )
+    return (
+        f"{words}; seconds are those of training, a program's shared by its seeds{extra}. "
+        f"Engines: {', '.join(engines)}. Estimators: {', '.join(estimators)}. "
+        f"Device: {first['environment']['device']} ({first['config']['device']})."
+    )
+
+
+def _search_words(records):
+    """How the searches for the best of the family ended, where there were some."""
+    latent = [r for r in records if r["config"]["guide"] != "empty"]
+    searches = [get(r, ("measures", "gaps", "row_converged")) for r in latent]
+    searches = [met for met in searches if met is not None]
+    if not searches:
+        return ""
+    return (
+        f"The searches for the best of the family met their rule in {sum(searches)} of "
+        f"{len(searches)} runs. "
+    )
+
+
+def densities_caption(records):
+    """What the numbers of the table of densities are."""
+    draws = records[0]["config"]["measure"]["nll_draws"]
+    weighted = (
+        f"; but for ≤: there by importance weighting with {draws:,} draws, which is too high on "
+        "average"
+        if any(get(r, NLL_BY) == "importance" for r in records)
+        else ""
+    )
+    return (
+        "parameters: those of the model, its guide's left out. test NLL: negative log likelihood "
+        f"of the held-out data, nats a datum, by the exact evidence{weighted}. ± over data: its "
+        "standard error as a mean over held-out data; another ± is the standard error over seeds. "
+        "seconds for 100 draws: of new rows from the model, all at once; autoregressive models "
+        f"draw entry by entry. {training_words(records)}"
+    )
+
+
+def _interval_words(records):
+    """What an evidence in brackets is, where there is one."""
+    if not any(get(r, ("measures", "gaps", "log_evidence_lower_per_datum")) for r in records):
+        return ""
+    counts = {get(r, ("measures", "gaps", "interval_rows")) for r in records} - {None}
+    return (
+        f"[a, b]: not known exactly; measured on {', '.join(map(str, sorted(counts)))} of these "
+        "data, where a is a lower bound on average, by the better of importance weighting and "
+        "annealing, and b adds the width that bidirectional Monte Carlo finds on data simulated "
+        "from the fit, and two standard errors of it; the other columns are over all data. "
+    )
+
+
+def diagnostics_caption(records):
+    """What the numbers of the second table are; – where a measure does not apply."""
+    measure = records[0]["config"]["measure"]
+    return (
+        "generalization gap: train ELBO − held-out ELBO; a table's training rows are as SVI left "
+        f"them, its held-out rows searched to convergence. {_label_words(records)}"
+        f"{_purity_words(records)}"
+        "k: Pareto shape of log p − log q of "
+        f"{measure['pareto_draws']:,} draws a datum; above 0.7 the guide cannot be mended by "
+        "importance sampling; left out for discrete latents of few values, whose weights are "
+        "bounded. 50 % and 90 % covers: how often the guide's central interval holds the latent "
+        f"that made the datum, over {measure['simulations']:,} data simulated from the fit. ranks "
+        "refused: share of the fits whose ranks, of any latent or of the log joint density, leave "
+        "the simultaneous band that an exact guide leaves once in 20."
+        + "".join(f" {run} has no {name}: {why}." for run, name, why in _skipped(records))
+    )
+
+
+def _label_words(records):
+    """What a label error is, where there is one."""
+    if not any(get(r, DIAGNOSTICS["label error"]) is not None for r in records):
+        return ""
+    return (
+        "label error: share of the held-out data whose likeliest label under the guide is not the "
+        "true one. "
+    )
+
+
+def _unsplit_words(records):
+    """Which guides have no rows a datum, where there are some."""
+    gaps = {r["label"]: get(r, ("measures", "gaps")) or {} for r in records}
+    labels = [n for n, found in gaps.items() if found and SPLIT not in found]
+    if not labels:
+        return ""
+    if not records[0]["config"]["measure"].get("search", True):
+        return "The best of the family was not searched for, so that no encoder's gap is split. "
+    return f"{', '.join(labels)}: no parameters of q a datum, so that the gap is not split. "
+
+
+def _purity_words(records):
+    """What purity is, where there is one."""
+    if all(get(r, DIAGNOSTICS["purity"]) is None for r in records):
+        return ""
+    return (
+        "purity: share of held-out data whose label is the commonest in their cluster, the value "
+        "of the finite latent that the guide holds likeliest. "
+    )
+
+
+def _skipped(records):
+    """(label, measure, reason) of what was skipped, once a label."""
+    found = {
+        (r["label"], name): why
+        for r in records
+        for name, why in (get(r, ("measures", "skipped")) or {}).items()
+    }
+    return [(*key, why) for key, why in found.items()]
