@@ -12,7 +12,7 @@ import torch
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ReshapeTransform
 
-from zoo.distributions import BernoulliVector, CategoricalVector
+from zoo.distributions import BernoulliVector, CategoricalVector, is_boolean
 from zoo.errors import ZooError, require, unknown
 
 
@@ -111,8 +111,9 @@ class Categorical:
     """
 
     def __init__(self, latent):
-        self.num_parameters = whole_number_values(latent)
-        if self.num_parameters is None or latent.event_shape:
+        self.num_parameters = latent.entry_values
+        several = latent.event_shape or is_boolean(latent.support)
+        if self.num_parameters is None or several:
             raise ZooError(
                 f"categorical does not suit latent {latent.name!r}: its support {latent.support} "
                 "is not 0, 1, ..., K - 1; diagonal_normal serves continuous latents, "
@@ -137,7 +138,7 @@ class DiscreteVector:
     """
 
     def __init__(self, latent):
-        self.num_values = whole_number_values(latent)
+        self.num_values = latent.entry_values
         if self.num_values is None or len(latent.event_shape) != 1:
             raise ZooError(
                 f"discrete_vector does not suit latent {latent.name!r}: its support "
@@ -156,18 +157,6 @@ class DiscreteVector:
         if self.num_values == 2:
             return BernoulliVector(rows)
         return CategoricalVector(rows.unflatten(-1, (self.size, self.num_values)))
-
-
-def whole_number_values(latent):
-    """K where the latent's numbers are 0, 1, ..., K - 1, None where they are not."""
-    support = latent.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if support is constraints.boolean:
-        return 2 if latent.event_shape else None
-    if getattr(support, "lower_bound", None) != 0:
-        return None
-    return int(support.upper_bound) + 1 if hasattr(support, "upper_bound") else None
 
 
 def unconstrained(latent):

@@ -23,8 +23,8 @@ from pyro.nn import PyroModule
 import guides
 import zoo
 from guides.families import choose
-from guides.sources import ByLatent, Encoder
-from guides.top_down import features, width
+from guides.sources import Encoder
+from guides.top_down import encoders, sample_in_turn
 from zoo.errors import require
 from zoo.nets import check_hidden, one_hot
 
@@ -48,11 +48,8 @@ class SemiSupervised(PyroModule):
         self.register_buffer("told", (train[:, -1] != self.num_labels).nonzero()[:, 0])
         self.classifier = Encoder(train[:, :-1], hidden, self.num_labels)
         self.families = {latent.name: choose(family, latent) for latent in self.others}
-        self.sources, widths = ByLatent(), [self.num_labels]
-        for latent in self.others:
-            count = self.families[latent.name].num_parameters
-            self.sources[latent.name] = Encoder(train[:, :-1], hidden, count, tuple(widths))
-            widths.append(width(latent))
+        widths = (self.num_labels,)
+        self.sources = encoders(self.others, self.families, train[:, :-1], hidden, widths)
 
     def forward(self, x=None, index=None):
         with zoo.datum(x, index, self.plate) as rows:
@@ -61,10 +58,8 @@ class SemiSupervised(PyroModule):
             logits = self.classifier(data, index).masked_fill(told[..., None], 0.0)
             y = pyro.sample(self.label, dist.Categorical(logits=logits))
             label = torch.where(told, reports, y)
-            seen = [one_hot(label, self.num_labels, rows.dtype)]
-            for latent in self.others:
-                q = self.families[latent.name](self.sources[latent.name](data, index, *seen))
-                seen.append(features(latent, pyro.sample(latent.name, q), rows.dtype))
+            seen = one_hot(label, self.num_labels, rows.dtype)
+            sample_in_turn(self, self.others, data, index, seen)
 
     def extra_loss(self, x, index=None):
         """What a fit adds to the loss whose gradient it follows, nats of all data together.

@@ -42,31 +42,41 @@ class TopDown(PyroModule):
         self.latents, self.plate = problem.latents, problem.plate
         self.families = {latent.name: choose(family, latent) for latent in self.latents}
         self.family = common(self.families, family)
-        self.sources, widths = ByLatent(), []
+        local = [latent for latent in self.latents if latent.local]
+        self.sources = encoders(local, self.families, problem.data.train, hidden)
         for latent in self.latents:
-            q = self.families[latent.name]
-            if latent.local:
-                source = Encoder(problem.data.train, hidden, q.num_parameters, tuple(widths))
-                widths.append(width(latent))
-            else:
-                source = Shared(q.initial_row)
-            self.sources[latent.name] = source
+            if not latent.local:
+                self.sources[latent.name] = Shared(self.families[latent.name].initial_row)
 
     def forward(self, x=None, index=None):
         for latent in self.latents:
             if not latent.local:
-                self._sample(latent, None, index)
+                q = self.families[latent.name](self.sources[latent.name](None, index))
+                pyro.sample(latent.name, q)
         if any(latent.local for latent in self.latents):
             with zoo.datum(x, index, self.plate) as rows:
-                seen = []
-                for latent in self.latents:
-                    if latent.local:
-                        value = self._sample(latent, rows, index, *seen)
-                        seen.append(features(latent, value, rows.dtype))
+                sample_in_turn(self, [la for la in self.latents if la.local], rows, index)
 
-    def _sample(self, latent, rows, index, *seen):
-        q = self.families[latent.name](self.sources[latent.name](rows, index, *seen))
-        return pyro.sample(latent.name, q)
+
+def encoders(latents, families, rows, hidden, widths=()):
+    """A source for each latent, which sees rows (n, d) and the latents before it: ByLatent.
+
+    widths: of what it sees before the first of them.
+    """
+    sources = ByLatent()
+    for latent in latents:
+        count = families[latent.name].num_parameters
+        sources[latent.name] = Encoder(rows, hidden, count, tuple(widths))
+        widths = (*widths, width(latent))
+    return sources
+
+
+def sample_in_turn(guide, latents, rows, index, *seen):
+    """Draw latents one after the other, each given the rows and what was seen before it."""
+    for latent in latents:
+        q = guide.families[latent.name](guide.sources[latent.name](rows, index, *seen))
+        value = pyro.sample(latent.name, q)
+        seen = (*seen, features(latent, value, rows.dtype))
 
 
 def width(latent):

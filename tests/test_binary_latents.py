@@ -3,17 +3,19 @@
 import itertools
 import math
 import typing
+from copy import deepcopy
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import constraints
 
 import experiments
 import guides
 import zoo
-from experiments.measure import annealing
+from experiments.measure import annealing, coordinates
 from experiments.measure.annealing import Setting, ais, anneal, sigmoid, sweep
 from experiments.measure.bidirectional import bdmc, evidence_interval, simulated_rows
 from experiments.measure.coordinates import Coordinates
@@ -27,7 +29,7 @@ from experiments.svi.estimators import elbo, resolve
 from experiments.svi.loop import isolated
 from tests.registered import PAIRS
 from zoo import enumeration
-from zoo.distributions import BernoulliVector, CategoricalVector
+from zoo.distributions import BernoulliVector, CategoricalVector, entry_values
 
 QUANTILE = 3.3  # of a normal, exceeded either way once in 1000
 ROUNDING = 0.01  # nats of 60 rows together, in float32
@@ -602,3 +604,38 @@ def test_a_comparison_of_32_switches_reports_both_bounds(tmp_path):
     history = experiments.saved.saved_fits(tmp_path / "out", {"bernoulli_lvm": problem})
     history = history["bernoulli_lvm-amortized"].history[0]
     assert history[-20:].mean() > history[:20].mean() + 5
+
+
+def test_the_better_of_candidates_where_one_is_impossible(monkeypatch):
+    """A candidate that draws what has no density loses to one that does not, first or not."""
+    weights = {
+        "impossible": torch.full((4, 1), -math.inf),
+        "good": torch.zeros(4, 1),
+        "better": torch.ones(4, 1),
+    }
+    monkeypatch.setattr(coordinates, "log_weights", lambda way, tables: weights[tables])
+    found = [
+        coordinates.best_of(None, names).item()
+        for names in (
+            ["impossible", "good"],
+            ["good", "impossible"],
+            ["good", "better"],
+            ["better", "good"],
+            ["impossible", "impossible"],
+        )
+    ]
+    assert found == [1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["bernoulli_lvm", "hmm", "bernoulli_mixture", "autoencoder"])
+def test_copies_of_latents_are_what_the_latents_are(name):
+    for latent in zoo.load(name).latents:
+        other = deepcopy(latent)
+        assert (other.entry_values, other.proper) == (latent.entry_values, latent.proper)
+
+
+def test_numbers_from_0_to_1_are_not_two_values():
+    assert entry_values(constraints.unit_interval) is None
+    assert entry_values(constraints.boolean) == 2
+    assert entry_values(constraints.independent(constraints.integer_interval(0, 3), 1)) == 4
+    assert entry_values(constraints.integer_interval(1, 3)) is None

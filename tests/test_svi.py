@@ -58,6 +58,8 @@ def test_score_function_is_unbiased_and_its_baseline_pays(guide_name, double):
     se = draws.std(0) / math.sqrt(len(draws))
     assert ((draws.mean(0) - exact).abs() <= 4.5 * se + 1e-12).all()
 
+    if not list(guide.parameters()):
+        return  # the score is only of the guide's parameters: there is nothing to steady
     optimizer = pyro.optim.SGD({"lr": 0.0})
     plain = []
     for _ in range(200):

@@ -181,11 +181,31 @@ improper = _Improper()
 biject_to.register(improper)(lambda _: identity_transform)
 
 
-def is_improper(support):
-    """Whether a support is of numbers whose prior is no density."""
+def of_entries(support):
+    """The support of each number of a vector, or of a single number."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support is improper
+    return support
+
+
+# By their types: a copy of a guide has copies of supports.
+def is_improper(support):
+    """Whether a support is of numbers whose prior is no density."""
+    return isinstance(of_entries(support), _Improper)
+
+
+def is_boolean(support):
+    """Whether a support is of numbers 0 and 1 with a point, as Bernoulli draws are."""
+    return isinstance(of_entries(support), type(constraints.boolean))
+
+
+def entry_values(support):
+    """K where each number is one of 0, 1, ..., K - 1; None where it is not."""
+    if is_boolean(support):
+        return 2
+    support = of_entries(support)
+    from_zero = getattr(support, "lower_bound", None) == 0 and hasattr(support, "upper_bound")
+    return int(support.upper_bound) + 1 if from_zero and support.is_discrete else None
 
 
 class Flat(TorchDistribution):

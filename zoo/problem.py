@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from zoo.data.dataset import DataSet, as_rows, check_rows
-from zoo.distributions import is_improper
+from zoo.distributions import entry_values, is_improper
 from zoo.errors import TruthUnavailable, ZooError, explained, require
 from zoo.program import Program
 
@@ -61,6 +61,11 @@ class Latent:
     def num_values(self):
         """Number of values of a latent that can be enumerated, None for any other."""
         return None if self.values is None else len(self.values)
+
+    @property
+    def entry_values(self):
+        """K where each of its numbers is one of 0, 1, ..., K - 1; None where it is not."""
+        return entry_values(self.support)
 
     def places(self, value):
         """Where values (..., *event_shape) stand among all `values`: (...), whole numbers.

@@ -82,10 +82,8 @@ def anneal(way, setting, truth=None):
 def _plan(way, setting):
     """The inverse temperatures, and move(state, t): a transition at the t-th of them."""
     if not isinstance(way, Continuous):
-        betas, move = (
-            sigmoid(setting.num_temperatures),
-            sweep if isinstance(way, Entries) else gibbs,
-        )
+        betas = sigmoid(setting.num_temperatures)
+        move = sweep if isinstance(way, Entries) else gibbs
         return betas, lambda state, t: move(way, state, betas[t])
     if setting.num_temperatures == 1:
         return [0.0, 1.0], None

@@ -16,7 +16,7 @@ import math
 
 import torch
 
-from experiments.measure.path import Densities, Entries, entry_values
+from experiments.measure.path import Densities, Entries
 from experiments.measure.streams import stream
 from guides.families import Categorical, DiscreteVector
 
@@ -34,7 +34,7 @@ def suits(guide):
     """Whether q of a guide's latents is one of independent entries with a few values each."""
     return all(
         latent.local
-        and entry_values(latent) is not None
+        and latent.entry_values is not None
         and isinstance(guide.families[latent.name], Categorical | DiscreteVector)
         for latent in guide.latents
     )
@@ -81,7 +81,7 @@ class Coordinates:
             own = rows[latent.name]
             if self._has_logits_of_1(latent):
                 own = torch.stack([torch.zeros_like(own), own], -1)
-            own = own.reshape(len(own), _length(latent), entry_values(latent))
+            own = own.reshape(len(own), _length(latent), latent.entry_values)
             found += own.log_softmax(-1).permute(1, 2, 0)
         return found
 
@@ -161,8 +161,10 @@ def best_of(way, candidates):
     """
     gains = torch.stack([log_weights(way, tables) for tables in candidates])
     gains = gains - gains[0]
-    sure = gains.mean(1) - 2 * gains.std(1) / math.sqrt(JUDGE_DRAWS)
-    return sure.nan_to_num(nan=-math.inf).index_fill(0, torch.tensor(0), 0.0).argmax(0)
+    doubt = gains.std(1).nan_to_num() / math.sqrt(JUDGE_DRAWS)  # no number beside an infinite gain
+    sure = (gains.mean(1) - 2 * doubt).nan_to_num(nan=-math.inf)
+    sure[0] = 0
+    return sure.argmax(0)
 
 
 def log_weights(way, tables):

@@ -99,15 +99,12 @@ def measure(problem, guide, config):
         k, k_se = _pareto(problem, own, x, rows, config.pareto_draws)
     with skipping("calibration", skipped):
         calibration = _calibration(problem, guide, config)
-    held_out = {}
-    if not problem.joint:
-        held_out = _held_out(problem, own, train, values, config) | _purity(problem, own, config)
     return Measured(
         train=train,
         values=values,
         search=search,
         bounded=bounded,
-        held_out=held_out,
+        held_out={} if problem.joint else _held_out(problem, own, train, values, config),
         density=densities,
         rows=rows,
         k=k,
@@ -163,7 +160,8 @@ def _train(problem, guide, num_draws):
 
 
 def _held_out(problem, own, train, values, config):
-    """The bound on held-out data, by how much that on the training data is higher, label errors."""
+    """The bound on held-out data, by how much that on the training data is higher, and how labels
+    agree with what the guide infers."""
     found = summary({"elbo": values["elbo"]})
     found["generalization_gap_per_datum"] = train["elbo_per_datum"] - found["elbo_per_datum"]
     labels = problem.data.test_labels
@@ -172,7 +170,7 @@ def _held_out(problem, own, train, values, config):
         if len(wrong):
             mean, spread = wrong.mean().item(), wrong.std(correction=0).item()
             found |= {"label_error": mean, "label_error_se": spread / math.sqrt(len(wrong))}
-    return found
+    return found | _purity(problem, own, config)
 
 
 def _purity(problem, own, config):

@@ -13,10 +13,11 @@ from itertools import product
 import pyro
 import torch
 from pyro import poutine
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to
 
 from experiments.measure.frozen import Frozen
 from experiments.svi.run import as_module
+from zoo.distributions import is_boolean
 from zoo.errors import ZooError, require
 from zoo.problem import sample_sites
 
@@ -203,13 +204,13 @@ class Entries(Vectors):
 
     def __init__(self, densities):
         super().__init__(densities)
-        self.counts = [entry_values(v) for v in self.latents for _ in range(self._size(v))]
+        self.counts = [v.entry_values for v in self.latents for _ in range(self._size(v))]
 
     @torch.no_grad()
     def evaluate(self, u):
         """The state at u (chains, units, size); a density that is not a number counts as zero."""
         values = {
-            latent.name: part if _is_boolean(latent.support) else part.long()
+            latent.name: part if is_boolean(latent.support) else part.long()
             for latent, part in self.parts(u)
         }
         return State(u, *map(_no_nan, self.densities.log_densities(values)))
@@ -278,7 +279,7 @@ def kind(problem):
     elif len(latents) == 1 and latents[0].local and latents[0].num_values is not None:
         return Finite
     else:
-        strange = [latent for latent in discrete if entry_values(latent) is None]
+        strange = [latent for latent in discrete if latent.entry_values is None]
     for latent in strange:
         raise ZooError(
             f"cannot anneal over discrete latent {latent.name!r} {subject}: possible are "
@@ -287,26 +288,6 @@ def kind(problem):
             "has it"
         )
     return Continuous if len(discrete) < len(latents) else Entries
-
-
-def entry_values(latent):
-    """K where each number of a latent is one of 0, 1, ..., K - 1; None where it is not."""
-    if _is_boolean(latent.support):
-        return 2
-    support = _of_entries(latent.support)
-    from_zero = getattr(support, "lower_bound", None) == 0 and hasattr(support, "upper_bound")
-    return int(support.upper_bound) + 1 if from_zero and support.is_discrete else None
-
-
-def _is_boolean(support):
-    # By its type: a copy of a guide has copies of supports.
-    return isinstance(_of_entries(support), type(constraints.boolean))
-
-
-def _of_entries(support):
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
 
 
 def _no_nan(log_density):

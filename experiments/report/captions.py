@@ -34,8 +34,9 @@ def training_words(records):
     first = records[0]
     done = [r for r in records if r["status"] == "ok"]
     estimators = sorted({r["config"]["fit"]["estimator"] for r in records})
-    steps = sorted({r["cost"]["steps"] for r in done}) or ["no"]
-    words = "Steps of SVI a run: " + ", ".join(f"{n:,}" if n != "no" else n for n in steps)
+    by_steps = [r for r in done if r["config"]["fit"]["estimator"] != "closed_form"]
+    steps = ", ".join(f"{n:,}" for n in sorted({r["cost"]["steps"] for r in by_steps})) or "none"
+    words = f"Steps of SVI a run: {steps}"
     engines = sorted({r["cost"].get("engine", "eager") for r in done})
     compiling = max((r["cost"].get("compile_seconds", 0.0) for r in done), default=0.0)
     extra = (

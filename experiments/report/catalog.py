@@ -4,7 +4,6 @@ import math
 import re
 
 import zoo
-from guides.families import whole_number_values
 from zoo.testing import module_text
 
 COLUMNS = ("model", "latents", "truth", "parameters", "source")
@@ -43,7 +42,7 @@ def _words(latent):
 
 
 def _kind(latent):
-    size, values = math.prod(latent.event_shape), whole_number_values(latent)
+    size, values = math.prod(latent.event_shape), latent.entry_values
     if not latent.support.is_discrete:
         return f"{size} number{'s' if size > 1 else ''}"
     if latent.event_shape:
