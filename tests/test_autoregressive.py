@@ -24,12 +24,15 @@ CASES = {
     "orderless nade": ("nade", {"hidden": 6, "orderless": True, "num_orders": 3}),
     "made": ("made", {"hidden": [40]}),
     "deep made": ("made", {"hidden": [30, 20]}),
+    "made without direct connections": ("made", {"hidden": [40], "direct": False}),
     "made without hidden units": ("made", {"hidden": []}),
     "pixel_cnn": ("pixel_cnn", {"channels": 4, "layers": 2}),
     "shallow pixel_cnn": ("pixel_cnn", {"channels": 4, "layers": 1}),
     "row lstm": ("pixel_rnn", {"channels": 4, "layers": 2}),
     "diagonal bilstm": ("pixel_rnn", {"channels": 4, "layers": 2, "variant": "diagonal_bilstm"}),
 }
+DIRECT = ["made", "deep made", "made without hidden units"]
+SEES_ALL = ["nade", "orderless nade", "diagonal bilstm", *DIRECT]
 WITH_LEVELS = [case for case, (name, _) in CASES.items() if name.startswith("pixel")]
 BINARY_AND_LEVELS = [(case, 2) for case in CASES] + [(case, 3) for case in WITH_LEVELS]
 
@@ -91,14 +94,14 @@ def test_probabilities_of_256_levels_sum_to_one(case):
 
 @pytest.mark.parametrize(("case", "num_levels"), BINARY_AND_LEVELS)
 def test_no_output_depends_on_its_own_or_a_later_pixel(case, num_levels, double):
-    """By gradients, on images of 5 x 4; most pixels before are seen, by smooth units all."""
+    """By gradients, on images of 5 x 4; most pixels before are seen, by some models all."""
     x = some_images(5, 4, num_levels)
     logits = logits_of(made_for(x, 5, 4, case, num_levels))
     slopes = torch.autograd.functional.jacobian(lambda x: logits(x).sum(0), x[:3])
     slopes = slopes.reshape(20, -1, 3, 20).abs().amax((1, 2))  # output, input
     before = torch.ones(20, 20).tril(-1).bool()
     assert (slopes[~before] == 0).all()
-    if case in ("nade", "orderless nade", "diagonal bilstm", "made without hidden units"):
+    if case in SEES_ALL:
         assert (slopes[before] > 0).all()
     assert (slopes[before] > 0).double().mean() > 0.5
 
@@ -266,6 +269,7 @@ def test_made_equals_a_naive_loop(double):
     x = some_images(3, 3)
     problem = made_for(x, 3, 3, "deep made")
     layers = [(m.weight.detach().numpy(), m.bias.detach().numpy()) for m in layers_of(problem)]
+    direct = problem.model.network.direct.weight.detach().numpy()
     sizes = [30, 20]
     degrees = [[k * 8 // size + 1 for k in range(size)] for size in sizes]
     assert all(set(own) == set(range(1, 9)) for own in degrees)
@@ -282,12 +286,13 @@ def test_made_equals_a_naive_loop(double):
         for i in range(9):
             seen = [k for k, degree in enumerate(own_below) if degree < i + 1]
             logit = bias[i] + sum(weight[i, k] * below[k] for k in seen)
+            logit += sum(direct[i, j] * row[j] for j in range(i))
             total += log_bernoulli(row[i], logit)
         assert found.item() == pytest.approx(total, rel=1e-12)
 
 
 def layers_of(problem):
-    return list(problem.model.network)[::2]
+    return list(problem.model.network.layers)[::2]
 
 
 class Naive:
@@ -498,6 +503,7 @@ BAD = [
     ("nade", {"data": [[0.5, 1.0], [0.0, 1.0]]}, "observes 0.5, outside the support"),
     ("made", {"hidden": 5}, r"hidden must list layer widths of at least 1, .* got 5"),
     ("made", {"hidden": [0]}, "hidden must list layer widths of at least 1"),
+    ("made", {"direct": 1}, "direct must be true or false, got 1"),
     ("made", {"hidden": ["3"]}, "hidden must list layer widths of at least 1"),
     ("made", {"data": [[2.0, 1.0], [0.0, 1.0]]}, "observes 2, outside the support"),
     ("pixel_rnn", {"variant": ["row_lstm"]}, "unknown variant .'row_lstm'.; known: row_lstm"),
