@@ -27,6 +27,7 @@ from experiments.measure.streams import stream
 from experiments.svi.config import FitConfig
 from experiments.svi.estimators import elbo, resolve
 from experiments.svi.loop import isolated
+from tests.away import moved_problem
 from tests.registered import PAIRS
 from zoo import enumeration
 from zoo.distributions import BernoulliVector, CategoricalVector, entry_values
@@ -39,25 +40,14 @@ def rows_of(num_rows, width):
     return (torch.rand(num_rows, width) < 0.4).to(torch.get_default_dtype())
 
 
-def moved(problem, by=1.0):
-    """The problem with its parameters away from their start, in torch's default type."""
-    problem.model.to(torch.get_default_dtype())
-    with torch.no_grad():
-        for parameter in problem.model.parameters():
-            parameter.add_(by * torch.randn_like(parameter))
-    return problem
-
-
 def lvm(latent_dim, width=6, num_rows=40, by=1.0, **options):
-    return moved(
-        zoo.load("bernoulli_lvm", data=rows_of(num_rows, width), latent_dim=latent_dim, **options),
-        by,
-    )
+    data = rows_of(num_rows, width)
+    return moved_problem("bernoulli_lvm", by, data=data, latent_dim=latent_dim, **options)
 
 
 def deep(latent_dim, width=6, num_rows=40):
     data = rows_of(num_rows, width)
-    return moved(zoo.load("deep_sigmoid_belief_net", data=data, latent_dim=latent_dim))
+    return moved_problem("deep_sigmoid_belief_net", 1.0, data=data, latent_dim=latent_dim)
 
 
 def separate(size, num_rows=50):

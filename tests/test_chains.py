@@ -14,6 +14,7 @@ import experiments
 import guides
 import zoo
 from experiments.measure.elbo import log_weights
+from tests.away import moved_problem
 from zoo import chow_liu
 from zoo.chains import GaussianChain, StateChain
 
@@ -38,16 +39,6 @@ def dependent_rows(num_data, width, seed=0):
     return torch.tensor((rng.normal(size=(num_data, width)) + 3 * common > 1).astype(np.float64))
 
 
-def moved(name, scale=0.8, **options):
-    """A problem in float64 with its parameters well away from their start."""
-    problem = zoo.load(name, **options)
-    problem.model.double()
-    with torch.no_grad():
-        for parameter in problem.model.parameters():
-            parameter.add_(scale * torch.randn_like(parameter))
-    return problem
-
-
 def likeliest(name, x, **options):
     """A problem with the closed-form parameters for the rows x."""
     problem = zoo.load(name, data=x, **options)
@@ -69,7 +60,7 @@ def test_every_rung_reports_its_count(name, width):
 @pytest.mark.parametrize("name", LADDER)
 def test_rungs_sum_to_one(name, double):
     x = every_row(6)
-    problem = moved(name, data=dependent_rows(50, 6))
+    problem = moved_problem(name, 0.8, data=dependent_rows(50, 6))
     assert problem.log_evidence(x).exp().sum().item() == pytest.approx(1, abs=1e-12)
     assert problem.truth.level == "T0"
 
@@ -150,7 +141,7 @@ def test_columns_that_never_change_are_finite_without_smoothing(name):
 
 @pytest.mark.parametrize("name", LADDER)
 def test_draws_have_the_shares_that_the_density_says(name, double):
-    problem = moved(name, data=dependent_rows(50, 4))
+    problem = moved_problem(name, 0.8, data=dependent_rows(50, 4))
     draws = drawn(problem, 20_000)
     expected = problem.log_evidence(every_row(4)).exp().numpy()
     assert goodness(draws, every_row(4), expected) > 0.001
@@ -309,7 +300,7 @@ def small_hmm(num_data=9, **options):
     options = SMALL | options
     width = 2 * options["steps"]
     rows = torch.randint(2, (num_data, width)).to(torch.get_default_dtype())
-    return moved("hmm", data=rows, **options)
+    return moved_problem("hmm", 0.8, data=rows, **options)
 
 
 def paths(steps, num_states):
@@ -457,9 +448,8 @@ SHAPES = [(4, 2, 3), (3, 3, 1), (2, 1, 4)]
 
 def small_ssm(steps, latent_dim, columns, **options):
     rows = torch.randn(7, steps * columns)
-    return moved(
-        "linear_gaussian_ssm", 0.4, data=rows, steps=steps, latent_dim=latent_dim, **options
-    )
+    options |= {"steps": steps, "latent_dim": latent_dim}
+    return moved_problem("linear_gaussian_ssm", 0.4, data=rows, **options)
 
 
 def joint_normal(model):

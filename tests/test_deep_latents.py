@@ -26,6 +26,7 @@ from experiments.measure.labels import label_errors
 from experiments.measure.pareto import pareto_k
 from experiments.svi.config import FitConfig
 from experiments.svi.estimators import elbo, resolve
+from tests.away import moved
 from zoo import gaussian_lvm, ss_vae, vq_vae
 from zoo.distributions import BernoulliVector, Flat
 
@@ -40,15 +41,6 @@ FEW = {
     "interval_draws": 50,
     "interval_temperatures": 5,
 }
-
-
-def moved(module, size=0.5):
-    """The module with its parameters well away from their start, in torch's default type."""
-    module.to(torch.get_default_dtype())
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(size * torch.randn_like(parameter))
-    return module
 
 
 def binary(*shape):

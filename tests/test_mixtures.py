@@ -24,21 +24,12 @@ from experiments.settings import MeasureConfig
 from experiments.svi.config import FitConfig
 from experiments.svi.estimators import elbo, resolve
 from guides.oracle import Oracle
+from tests.away import moved_problem
 from zoo import gmvae, mixture_of_factor_analyzers
 from zoo.distributions import CategoricalVector
 from zoo.truth import FINEST, RADIUS
 
 QUICK = MeasureConfig(search=False, num_draws=4, simulations=0, pareto_rows=5, pareto_draws=100)
-
-
-def randomized(name, **options):
-    """A small float64 problem whose parameters are well away from their start."""
-    problem = zoo.load(name, **options)
-    problem.model.double()
-    with torch.no_grad():
-        for parameter in problem.model.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
-    return problem
 
 
 def levels(width, num_levels):
@@ -131,7 +122,7 @@ def test_copies_of_a_mixture_do_not_hold_its_data():
 @pytest.mark.parametrize("name", ["gaussian_mixture", "mixture_of_factor_analyzers"])
 def test_mixtures_of_normals_integrate_to_one(name, double):
     options = {"latent_dim": 1} if name == "mixture_of_factor_analyzers" else {"min_scale": 0.3}
-    problem = randomized(name, data=torch.randn(20, 2), num_components=3, **options)
+    problem = moved_problem(name, data=torch.randn(20, 2), num_components=3, **options)
     axis = torch.linspace(-20, 20, 801)
     density = problem.log_evidence(torch.cartesian_prod(axis, axis)).exp().reshape(801, 801)
     total = integrate.simpson(integrate.simpson(density.numpy(), x=axis), x=axis)
@@ -161,7 +152,7 @@ def test_one_factor_analyzer_is_scikit_learns(double):
 
 
 def test_mixture_of_factor_analyzers_is_a_sum_of_normals(double):
-    problem = randomized(
+    problem = moved_problem(
         "mixture_of_factor_analyzers", data=torch.randn(30, 5), num_components=4, latent_dim=2
     )
     model, x = problem.model, problem.data.train
@@ -179,7 +170,7 @@ def test_mixture_of_factor_analyzers_is_a_sum_of_normals(double):
 
 def test_posteriors_of_a_mixture_of_factor_analyzers_by_integration(double):
     """Of p(y given x) and of the moments of p(z given x, y), from log_joint on a line."""
-    problem = randomized(
+    problem = moved_problem(
         "mixture_of_factor_analyzers", data=torch.randn(6, 3), num_components=3, latent_dim=1
     )
     model, x, line = problem.model, problem.data.train, torch.linspace(-9, 9, 4001)
@@ -208,7 +199,7 @@ def test_posteriors_of_a_mixture_of_factor_analyzers_by_integration(double):
 
 def test_latent_class_sums_to_one_and_to_its_parts(double):
     x = levels(4, 3)
-    problem = randomized("latent_class", data=x, num_classes=3, num_levels=3)
+    problem = moved_problem("latent_class", data=x, num_classes=3, num_levels=3)
     with torch.no_grad():
         p = problem.model.logits.softmax(-1).numpy()
         weights = problem.model.weight_logits.softmax(-1).numpy()
@@ -291,7 +282,7 @@ def test_summing_out_the_component_gives_the_evidence(name, double):
     """Pyro's own enumeration of the model, whole and by minibatches."""
     x = levels(3, 3)
     options = {"num_levels": 3} if name == "latent_class" else {}
-    problem = randomized(name, data=x, **options)
+    problem = moved_problem(name, data=x, **options)
     bound = TraceEnum_ELBO(max_plate_nesting=1)
     every = problem.log_evidence(x)
     for index in (None, torch.tensor([4, 0, 9])):
@@ -304,7 +295,7 @@ def test_summing_out_the_component_gives_the_evidence(name, double):
 def test_enumerated_bound_is_the_expectation_over_both_latents(name, double):
     """sum_y q(y) [log p(x, y, z) - log q(y) - log q(z)] at the same draw of z, by hand."""
     x = levels(4, 2)
-    problem = randomized(name, data=x, num_components=3, latent_dim=2)
+    problem = moved_problem(name, data=x, num_components=3, latent_dim=2)
     guide = guides.build("amortized", problem).double()
     config = resolve(FitConfig(batch_size=None), problem)
     assert config.estimator == "enumeration"
@@ -326,7 +317,7 @@ def test_enumerated_bound_is_the_expectation_over_both_latents(name, double):
 
 
 def small_gmvae(latent_dim, width=6, **options):
-    return randomized(
+    return moved_problem(
         "gmvae",
         data=levels(width, 2),
         latent_dim=latent_dim,
@@ -339,7 +330,7 @@ def small_gmvae(latent_dim, width=6, **options):
 @pytest.mark.parametrize("latent_dim", [1, 2])
 def test_gmvae_of_one_standard_component_is_a_vae(latent_dim, double):
     x = levels(6, 2)
-    plain = randomized("vae", data=x, latent_dim=latent_dim, hidden=(5,))
+    plain = moved_problem("vae", data=x, latent_dim=latent_dim, hidden=(5,))
     mixed = zoo.load("gmvae", data=x, latent_dim=latent_dim, hidden=(5,), num_components=1)
     mixed.model.decoder = deepcopy(plain.model.decoder)
     zero = torch.zeros(1, latent_dim)
@@ -501,7 +492,7 @@ def test_purity_is_measured_where_there_are_labels_and_one_finite_latent():
 
 
 def test_likeliest_value_of_a_guide_without_rows_is_the_commonest_draw():
-    problem = randomized("bernoulli_mixture")
+    problem = moved_problem("bernoulli_mixture")
     problem.model.float()
     latent, x = cluster_latent(problem), problem.data.test
     posterior = problem.posterior(x)

@@ -120,6 +120,50 @@ def test_committed_mnist_record_reaches_its_target():
     assert record["cost"]["seconds"] <= 600
 
 
+def measured(suite):
+    """{model: (measures of its runs)} of a suite's record on a CPU."""
+    found = {}
+    for record in records.read(readme.RESULTS / f"{suite}-cpu" / "records.jsonl"):
+        found.setdefault(record["config"]["model"], []).append(record)
+    return found
+
+
+def test_committed_densities_reach_their_targets():
+    """Nats a held-out image, within a quarter of an hour of training and measuring a model."""
+    found = {name: of_one for name, (of_one,) in measured("densities").items()}
+    nll = {name: r["measures"]["density"]["nll_per_datum"] for name, r in found.items()}
+    by = {name: r["measures"]["density"]["nll_by"] for name, r in found.items()}
+    most = {"made": 95, "nade": 100, "bernoulli_mixture": 143, "bernoulli_lvm": 122, "vae": 98}
+    assert all(nll[name] <= limit for name, limit in most.items())
+    assert nll["hierarchical_vae"] <= nll["vae"]
+    latent = {"bernoulli_lvm", "vae", "hierarchical_vae"}
+    assert {name for name in by if by[name] != "exact"} == latent
+    for record in found.values():
+        assert record["cost"]["seconds"] + record["cost"]["seconds_of_measures"] <= 900
+
+
+def test_committed_pixel_models_are_better_than_nade():
+    found = measured("densities_14")
+    nll = {name: r["measures"]["density"]["nll_per_datum"] for name, (r,) in found.items()}
+    assert max(nll["pixel_cnn"], nll["pixel_rnn"]) < nll["nade"]
+
+
+def test_committed_clusters_and_labels_reach_their_targets():
+    purities = [r["measures"]["held_out"]["purity"] for r in measured("clusters")["gmvae"]]
+    assert len(purities) == 5
+    assert sum(purities) / 5 >= 0.6
+    (record,) = measured("labels")["ss_vae"]
+    assert record["config"]["model_options"]["num_labels"] == 1000
+    assert record["measures"]["held_out"]["label_error"] <= 0.08
+
+
+def test_committed_bounds_of_32_switches_are_two_sided():
+    for record in measured("switches")["bernoulli_lvm"]:
+        assert record["config"]["model_options"]["latent_dim"] == 32
+        low, high = record["measures"]["interval"]
+        assert record["measures"]["held_out"]["elbo_per_datum"] < low <= high
+
+
 @pytest.mark.parametrize("folder", readme.folders(bench=False), ids=lambda path: path.name)
 def test_committed_tables_are_those_of_their_records(folder):
     found = records.read(folder / "records.jsonl")

@@ -11,18 +11,9 @@ from sklearn.decomposition import PCA, FactorAnalysis
 
 import zoo
 from experiments.svi.run import reset
+from tests.away import moved_problem
 from zoo import gaussian_lvm
 from zoo.truth import quadrature
-
-
-def randomized(name, **options):
-    """A small float64 problem whose parameters are well away from their start."""
-    problem = zoo.load(name, **options)
-    problem.model.double()
-    with torch.no_grad():
-        for parameter in problem.model.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
-    return problem
 
 
 def binary_rows(width):
@@ -32,7 +23,7 @@ def binary_rows(width):
 def test_evidence_of_binary_models_sums_to_one(double):
     x = binary_rows(10)
     for name, options in (("bernoulli_mixture", {"num_components": 3}), ("vae", {"latent_dim": 2})):
-        problem = randomized(name, data=x, **options)
+        problem = moved_problem(name, data=x, **options)
         total = problem.log_evidence(x).exp().sum().item()
         assert total == pytest.approx(1, abs=1e-9 if name == "bernoulli_mixture" else 1e-6), name
 
@@ -46,7 +37,7 @@ def test_evidence_of_binary_models_sums_to_one(double):
     ],
 )
 def test_evidence_of_continuous_models_integrates_to_one(name, options, double):
-    problem = randomized(name, data=torch.randn(20, 2), **options)
+    problem = moved_problem(name, data=torch.randn(20, 2), **options)
     axis = torch.linspace(-14, 14, 281)
     grid = torch.cartesian_prod(axis, axis)
     density = problem.log_evidence(grid).exp()
@@ -62,7 +53,7 @@ def integral(values, axis):
 
 def test_mixture_evidence_equals_brute_force(double):
     x = binary_rows(6)
-    problem = randomized("bernoulli_mixture", data=x, num_components=4)
+    problem = moved_problem("bernoulli_mixture", data=x, num_components=4)
     model = problem.model
     total = sum(
         zoo.bernoulli_mixture.log_joint(model, x, torch.full((len(x),), k)).exp() for k in range(4)
@@ -128,7 +119,7 @@ def test_posterior_is_the_joint_over_the_evidence(independent_problem, double):
 def test_quadrature_equals_algebra_for_a_linear_decoder(latent_dim, double):
     """A VAE with Normal pixels and no hidden layer is probabilistic PCA."""
     x = torch.randn(50, 5)
-    vae = randomized("vae", data=x, latent_dim=latent_dim, hidden=(), observations="normal")
+    vae = moved_problem("vae", data=x, latent_dim=latent_dim, hidden=(), observations="normal")
     with torch.no_grad():
         vae.model.log_scale.fill_(-0.5)
     lvm = zoo.load("gaussian_lvm", data=x, latent_dim=latent_dim)
@@ -157,7 +148,7 @@ def test_quadrature_says_so_where_its_grid_is_too_coarse(double):
 
 
 def test_grid_posterior_draws_have_its_moments(double):
-    problem = randomized("vae", data=binary_rows(8), latent_dim=2)
+    problem = moved_problem("vae", data=binary_rows(8), latent_dim=2)
     posterior = problem.posterior(problem.data.test[:4])
     draws = posterior.sample((20_000,))
     se = (posterior.variance / 20_000).sqrt()

@@ -9,7 +9,8 @@ Story:
 Data: rows of 0 and 1; default the digits, pixels at least half black.
 Truth: T0: there are no latents.
 Differs from the source in: hidden units take their degrees evenly and in turn, where Germain et al.
-    draw them; the order is that of the columns, one mask for the whole run.
+    draw them; the order is that of the columns, one mask for the whole run.  The number of
+    parameters is that of the matrices, about half of whose entries the masks hide.
 Raises: ZooError for values other than 0 and 1, hidden no list of widths, or direct no bool.
 Source: Germain, Gregor, Murray & Larochelle 2015, MADE: masked autoencoder for distribution
     estimation, eq. 3 and 8-13.

@@ -52,6 +52,7 @@ def bounds(records):
     models = list(dict.fromkeys(_model(record) for record in records))
     figure = Figure(figsize=(8, 2.3 * len(models)))
     axes = figure.subplots(len(models), 2, squeeze=False, sharey="row")
+    named = set()
     for (left, right), model in zip(axes, models, strict=True):
         group = [record for record in records if _model(record) == model]
         for guide, color in _colors(r["config"]["guide"] for r in records).items():
@@ -62,7 +63,10 @@ def bounds(records):
         lowest = min(v for r in group for v in r["trace"]["elbo_per_datum"][_skip(r["trace"]) :])
         left.set(ylabel="ELBO, nats a datum", title=model, xlabel="step", ylim=(lowest, None))
         right.set(xlabel="seconds")
-    axes[0, 0].legend()
+        own = {record["config"]["guide"] for record in group}
+        if not own <= named:
+            left.legend(loc="lower right")
+        named |= own
     figure.suptitle("Bound on the training data; line: mean over seeds, band: their range")
     figure.tight_layout()
     return figure

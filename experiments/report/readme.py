@@ -20,6 +20,8 @@ from zoo.errors import require
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 BENCH = "bench"
+SHOWN = ["card", "ladder", "densities", "densities_14", "mnist"]
+"""The suites whose tables stand in README itself, in this order."""
 FIGURES = {
     "gaps.png": "Gaps to the exact evidence, split into what the family and what the encoder loses",
     "elbo.png": "The bound on the training data during training, against steps and seconds",
@@ -57,22 +59,43 @@ def take(folder):
 
 def title_of(folder):
     """The title of the suite whose results stand in a folder NAME-DEVICE."""
-    return load_suite(folder.name.rpartition("-")[0]).title
+    return load_suite(_suite(folder)).title
+
+
+def _suite(folder):
+    return folder.name.rpartition("-")[0]
 
 
 def results_text():
-    """Tables of every folder in experiments/results, and the figures of the card."""
-    parts = []
-    for folder in folders(bench=False):
-        parts.append(markdown_table(title_of(folder), records.read(folder / "records.jsonl")))
-        suite = folder.name.rpartition("-")[0]
-        parts.append(f"Made by `zoo compare {suite} --out runs/{suite}`.\n")
-        if suite == "card":
-            for name, words in FIGURES.items():
-                if (folder / "figures" / name).exists():
-                    path = (folder / "figures" / name).relative_to(ROOT)
-                    parts.append(f"![{words}]({path.as_posix()})\n\n*{words}.*\n")
+    """The comparisons of SHOWN, each with its table, and where those of the others are."""
+    every = folders(bench=False)
+    shown = [f for name in SHOWN for f in every if _suite(f) == name]
+    parts = [_shown(folder) for folder in shown]
+    others = [folder for folder in every if folder not in shown]
+    if others:
+        parts.append("**More comparisons, each with its records**\n")
+        parts.append("\n".join(map(_linked, others)) + "\n")
     return "\n".join(parts)
+
+
+def _shown(folder):
+    suite = _suite(folder)
+    parts = [
+        markdown_table(title_of(folder), records.read(folder / "records.jsonl")),
+        f"Made by `zoo compare {suite} --out runs/{suite}`.\n",
+    ]
+    if suite == "card":
+        for name, words in FIGURES.items():
+            if (folder / "figures" / name).exists():
+                path = (folder / "figures" / name).relative_to(ROOT)
+                parts.append(f"![{words}]({path.as_posix()})\n\n*{words}.*\n")
+    return "\n".join(parts)
+
+
+def _linked(folder):
+    suite, table = _suite(folder), (folder / "table.md").relative_to(ROOT)
+    made = f"by `zoo compare {suite} --out runs/{suite}`"
+    return f"- [{title_of(folder)}]({table.as_posix()}), {made}"
 
 
 def bench_text():
