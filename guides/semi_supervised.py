@@ -37,7 +37,7 @@ class SemiSupervised(PyroModule):
     name = "semi_supervised"
     tabular = False
 
-    def __init__(self, problem, family, hidden, weight):
+    def __init__(self, problem, family, hidden, weight, image_shape=None):
         super().__init__(zoo.unique(self.name))
         _check(problem)
         (label,) = (latent for latent in problem.latents if latent.name == problem.label)
@@ -46,7 +46,7 @@ class SemiSupervised(PyroModule):
         self.label, self.num_labels = label.name, label.num_values
         self.others = tuple(latent for latent in problem.latents if latent is not label)
         self.register_buffer("told", (train[:, -1] != self.num_labels).nonzero()[:, 0])
-        self.classifier = Encoder(train[:, :-1], hidden, self.num_labels)
+        self.classifier = Encoder(train[:, :-1], hidden, self.num_labels, image_shape=image_shape)
         self.families = {latent.name: choose(family, latent) for latent in self.others}
         widths = (self.num_labels,)
         self.sources = encoders(self.others, self.families, train[:, :-1], hidden, widths)
@@ -92,14 +92,30 @@ def _check(problem):
 
 
 @guides.register
-def build(problem, family="auto", hidden=(100, 100), weight=0.1):
+def build(problem, family="auto", hidden=(100, 100), weight=0.1, image_shape=None):
     """The guide; family: of the other latents; hidden: widths of the layers of every network.
 
-    weight: of what is told, the alpha of the source over the number of data.
+    weight: of what is told, the alpha of the source over the number of data.  image_shape: (height,
+    width) where rows are images whose classifier shall be a network of convolutions.
     """
     check_hidden(hidden)
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
     require(
         number and 0 <= weight < math.inf, f"weight must be a number of at least 0, got {weight!r}"
     )
-    return SemiSupervised(problem, family, tuple(hidden), float(weight))
+    shape = _checked(image_shape, problem)
+    return SemiSupervised(problem, family, tuple(hidden), float(weight), shape)
+
+
+def _checked(image_shape, problem):
+    """The shape as a tuple, or None."""
+    if image_shape is None:
+        return None
+    sides, pixels = image_shape, problem.data.width - 1
+    good = isinstance(sides, list | tuple) and len(sides) == 2
+    good = good and all(type(side) is int and side >= 1 for side in sides)
+    require(
+        good and math.prod(sides) == pixels,
+        f"image_shape must be [height, width] of {pixels} pixels, got {image_shape!r}",
+    )
+    return tuple(sides)

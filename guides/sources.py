@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from zoo.errors import require
-from zoo.nets import MultiInput, mlp
+from zoo.nets import Convolutions, MultiInput, mlp
 
 
 class Rows(nn.Embedding):
@@ -75,15 +75,18 @@ class Table(nn.Module):
 class Encoder(nn.Module):
     """The parameters computed from the datum: a network on centered data, divided by one scale.
 
-    beside: widths of what else the network is given, (..., width) each.
+    beside: widths of what else the network is given, (..., width) each.  image_shape: (height,
+    width) for a network of convolutions, which takes the place of the layers `hidden`.
     """
 
-    def __init__(self, train, hidden, num_parameters, beside=()):
+    def __init__(self, train, hidden, num_parameters, beside=(), image_shape=None):
         super().__init__()
         self.register_buffer("center", train.mean(0))
         self.register_buffer("spread", (train - self.center).square().mean().sqrt().clamp(min=1e-6))
         width = train.shape[-1]
-        if beside:
+        if image_shape is not None:
+            self.network = Convolutions(image_shape, num_parameters)
+        elif beside:
             self.network = MultiInput((width, *beside), hidden, num_parameters)
         else:
             self.network = mlp(width, hidden, num_parameters)

@@ -12,7 +12,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from scipy import integrate
 from scipy.stats import chi2
 from sklearn.decomposition import PCA
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import conv2d, cross_entropy, softplus
 
 import experiments
 import guides
@@ -485,6 +485,22 @@ class TestSemiSupervisedVAE:
         expected = dist.Normal(loc, log_scale.exp()).log_prob(z["value"]).sum(-1)
         torch.testing.assert_close(z["log_prob"], expected)
 
+    def test_a_classifier_by_convolutions(self, double):
+        """By torch's own functions, on images of any height and width."""
+        problem = zoo.load("ss_vae", num_labels=20)
+        guide = guides.build("semi_supervised", problem, image_shape=(8, 8), hidden=(5,)).double()
+        encoder, x = guide.classifier, problem.data.train[:6, :-1].double()
+        first, second, last = (
+            layer for layer in encoder.network.layers if list(layer.parameters())
+        )
+        images = ((x - encoder.center) / encoder.spread).reshape(6, 1, 8, 8)
+        maps = conv2d(images, first.weight, first.bias, stride=2, padding=2).relu()
+        maps = conv2d(maps, second.weight, second.bias, stride=2, padding=2).relu()
+        assert maps.shape == (6, 32, 2, 2)
+        torch.testing.assert_close(encoder(x, None), last(maps.reshape(6, -1)))
+        several = encoder(x.expand(3, 6, 64), None)  # draws before the data
+        torch.testing.assert_close(several, encoder(x, None).expand(3, 6, 10))
+
     @pytest.mark.parametrize("estimator", ["enumeration", "score"])
     def test_classification_is_in_the_gradient_and_in_no_loss(self, estimator, double):
         """The difference from a guide of weight 0 is weight * N * mean cross-entropy, by hand."""
@@ -516,20 +532,20 @@ class TestSemiSupervisedVAE:
         se = draws.std().item() / math.sqrt(len(draws))
         assert abs(draws.mean().item() - whole) < 3.3 * se
 
-    def test_both_engines_take_the_same_steps_with_it(self, uncompiled, double):
+    @pytest.mark.parametrize("image_shape", [None, (1, 3)])
+    def test_both_engines_take_the_same_steps_with_it(self, image_shape, uncompiled, double):
         from steps import assert_close, parameters, started, train, train_eagerly
 
         problem = self.problem()
-        guide = guides.build("semi_supervised", problem).double()
+        guide = guides.build("semi_supervised", problem, image_shape=image_shape).double()
         settings = {"steps": 5, "batch_size": 8}
         (ours,) = train(started(problem, guide, (3,), **settings), problem)
         (theirs,) = started(problem, guide, (3,), **settings)
         assert_close(ours, train_eagerly(theirs, problem))
-        (without,) = started(
-            problem, guides.build("semi_supervised", problem, weight=0).double(), (3,), **settings
-        )
+        idle = guides.build("semi_supervised", problem, weight=0, image_shape=image_shape)
+        (without,) = started(problem, idle.double(), (3,), **settings)
         train([without], problem)
-        name = "guide.classifier.network.0.weight"
+        name = f"guide.classifier.network.{'layers.' if image_shape else ''}0.weight"
         assert not torch.allclose(parameters(ours)[name], parameters(without)[name])
 
     def test_label_errors_are_counted_on_rows_that_do_not_tell(self):
@@ -610,6 +626,9 @@ class TestSemiSupervisedVAE:
         for weight in (-1, True, math.inf, "1"):
             with pytest.raises(zoo.ZooError, match="weight must be a number of at least 0"):
                 guides.build("semi_supervised", self.problem(), weight=weight)
+        for shape in ([3], [3, 2], "31", [0, 0], [1.5, 2], 3, [True, 3], [-1, -3]):
+            with pytest.raises(zoo.ZooError, match=r"image_shape must be \[height, width\] of 3"):
+                guides.build("semi_supervised", self.problem(), image_shape=shape)
         problem = zoo.load("vae")
         with pytest.raises(
             zoo.ZooError, match=r"label must name a finite latent .*none\), got 'z'"

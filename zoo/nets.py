@@ -26,6 +26,28 @@ def mlp(width_in, hidden, width_out, activation=nn.Tanh):
     return nn.Sequential(*layers, nn.Linear(width_in, width_out))
 
 
+class Convolutions(nn.Module):
+    """Rows (..., height * width) of images to (..., width_out).
+
+    Two layers of 5 x 5 kernels, each of which halves the image, and an affine map of what is left.
+    """
+
+    def __init__(self, image_shape, width_out, channels=(16, 32)):
+        super().__init__()
+        layers, maps, left = [], 1, list(image_shape)
+        for count in channels:
+            layers += [nn.Conv2d(maps, count, 5, stride=2, padding=2), nn.ReLU()]
+            maps, left = count, [(side + 1) // 2 for side in left]
+        self.layers = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(maps * left[0] * left[1], width_out)
+        )
+        self.image_shape = tuple(image_shape)
+
+    def forward(self, rows):
+        images = rows.reshape(-1, 1, *self.image_shape)
+        return self.layers(images).reshape(*rows.shape[:-1], -1)
+
+
 class MultiInput(nn.Module):
     """`mlp` of several inputs side by side, whose batches broadcast.
 
