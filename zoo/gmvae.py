@@ -37,7 +37,8 @@ from zoo.nets import check_hidden, mlp
 from zoo.problem import BOUNDED
 from zoo.truth import RADIUS, GridPosterior, Prior, quadrature
 
-SPREAD = 2.0  # of the components' means at the start, against their scales of 1
+SPREAD = 1.0  # of the components' means at the start, against their scales of 1
+# Far apart, only those near the places where an encoder begins are ever used: 7 to 17 of 20 at 2.
 
 
 class GMVAE(PyroModule):
@@ -52,7 +53,7 @@ class GMVAE(PyroModule):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Components of unit scale, far apart; the decoder's layers reset themselves."""
+        """Components of unit scale, which overlap; the decoder's layers reset themselves."""
         with torch.no_grad():
             self.loc.normal_(std=SPREAD)
             self.log_scale.zero_()
