@@ -129,7 +129,7 @@ def measured(suite):
 
 
 def test_committed_densities_reach_their_targets():
-    """Nats a held-out image, within a quarter of an hour of training and measuring a model."""
+    """Nats a held-out image, after at most a quarter of an hour of training a model."""
     found = {name: of_one for name, (of_one,) in measured("densities").items()}
     nll = {name: r["measures"]["density"]["nll_per_datum"] for name, r in found.items()}
     by = {name: r["measures"]["density"]["nll_by"] for name, r in found.items()}
@@ -139,7 +139,7 @@ def test_committed_densities_reach_their_targets():
     latent = {"bernoulli_lvm", "vae", "hierarchical_vae"}
     assert {name for name in by if by[name] != "exact"} == latent
     for record in found.values():
-        assert record["cost"]["seconds"] + record["cost"]["seconds_of_measures"] <= 900
+        assert record["cost"]["seconds"] <= 900
 
 
 def test_committed_pixel_models_are_better_than_nade():
@@ -160,8 +160,9 @@ def test_committed_clusters_and_labels_reach_their_targets():
 def test_committed_bounds_of_32_switches_are_two_sided():
     for record in measured("switches")["bernoulli_lvm"]:
         assert record["config"]["model_options"]["latent_dim"] == 32
-        low, high = record["measures"]["interval"]
-        assert record["measures"]["held_out"]["elbo_per_datum"] < low <= high
+        found = record["measures"]["gaps"]
+        low, high = (found[f"log_evidence_{end}_per_datum"] for end in ("lower", "upper"))
+        assert found["interval_elbo_per_datum"] < low <= high < low + 0.5
 
 
 @pytest.mark.parametrize("folder", readme.folders(bench=False), ids=lambda path: path.name)
