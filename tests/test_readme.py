@@ -120,8 +120,8 @@ def test_committed_mnist_record_reaches_its_target():
     assert record["cost"]["seconds"] <= 600
 
 
-def measured(suite):
-    """{model: (measures of its runs)} of a suite's record on a CPU."""
+def by_model(suite):
+    """{model: its records} of a suite's comparison on a CPU."""
     found = {}
     for record in records.read(readme.RESULTS / f"{suite}-cpu" / "records.jsonl"):
         found.setdefault(record["config"]["model"], []).append(record)
@@ -130,7 +130,7 @@ def measured(suite):
 
 def test_committed_densities_reach_their_targets():
     """Nats a held-out image, after at most a quarter of an hour of training a model."""
-    found = {name: of_one for name, (of_one,) in measured("densities").items()}
+    found = {name: of_one for name, (of_one,) in by_model("densities").items()}
     nll = {name: r["measures"]["density"]["nll_per_datum"] for name, r in found.items()}
     by = {name: r["measures"]["density"]["nll_by"] for name, r in found.items()}
     most = {"made": 95, "nade": 100, "bernoulli_mixture": 143, "bernoulli_lvm": 122, "vae": 98}
@@ -143,22 +143,22 @@ def test_committed_densities_reach_their_targets():
 
 
 def test_committed_pixel_models_are_better_than_nade():
-    found = measured("densities_14")
+    found = by_model("densities_14")
     nll = {name: r["measures"]["density"]["nll_per_datum"] for name, (r,) in found.items()}
     assert max(nll["pixel_cnn"], nll["pixel_rnn"]) < nll["nade"]
 
 
 def test_committed_clusters_and_labels_reach_their_targets():
-    purities = [r["measures"]["held_out"]["purity"] for r in measured("clusters")["gmvae"]]
+    purities = [r["measures"]["held_out"]["purity"] for r in by_model("clusters")["gmvae"]]
     assert len(purities) == 5
     assert sum(purities) / 5 >= 0.6
-    (record,) = measured("labels")["ss_vae"]
+    (record,) = by_model("labels")["ss_vae"]
     assert record["config"]["model_options"]["num_labels"] == 1000
     assert record["measures"]["held_out"]["label_error"] <= 0.08
 
 
 def test_committed_bounds_of_32_switches_are_two_sided():
-    for record in measured("switches")["bernoulli_lvm"]:
+    for record in by_model("switches")["bernoulli_lvm"]:
         assert record["config"]["model_options"]["latent_dim"] == 32
         found = record["measures"]["gaps"]
         low, high = (found[f"log_evidence_{end}_per_datum"] for end in ("lower", "upper"))

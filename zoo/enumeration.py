@@ -70,9 +70,7 @@ class VectorPosterior(FiniteVector):
             places = [
                 share.exp().multinomial(count, replacement=True) for share in self._log_shares()
             ]
-        return self.vectors[torch.cat(places).T].reshape(
-            self._extended_shape(torch.Size(sample_shape))
-        )
+        return self.vectors[torch.cat(places).T].reshape(shape)
 
     def log_prob(self, value):
         """Log probabilities of vectors (..., n, length), in nats: (..., n)."""
