@@ -23,6 +23,7 @@ from zoo.errors import ZooError, explained, require
 from zoo.testing import NotApplicable, drawn_sites, log_density, traced, values_of
 
 CELLS = 200_000  # draws x data in the pass that bounds the evidence
+NUMBERS = 50_000  # of latents in a pass that differentiates their density twice
 SECTIONS = ("Family:", "Cannot represent:", "Needs:", "Source:")
 
 
@@ -179,14 +180,16 @@ def check_score_identity(problem, guide, level=testing.FALSE_ALARMS):
     if not parameters:
         raise NotApplicable("the guide has no parameters")
 
-    def draw_log_density():
+    def draw_log_density(count):
         with torch.no_grad():
-            values = values_of(traced(guide, x, index, num_draws=testing.NUM_DRAWS))
-        trace = traced(guide, x, index, values, testing.NUM_DRAWS)
+            values = values_of(traced(guide, x, index, num_draws=count))
+        trace = traced(guide, x, index, values, count)
         _refuse_points(trace)
-        return _total(trace, testing.NUM_DRAWS)
+        return _total(trace, count)
 
-    found = testing.score_statistic(draw_log_density, parameters)
+    numbers = sum(value.numel() for value in values_of(traced(guide, x, index)).values())
+    at_once = max(1, min(testing.NUM_DRAWS, NUMBERS // max(1, numbers)))
+    found = testing.score_statistic(draw_log_density, parameters, at_once)
     require(
         found < testing.threshold(level),
         f"the guide's log q is not the density that it draws from: the mean of its score is "
@@ -236,6 +239,8 @@ def check_uses_its_input(problem, guide):
         first = traced(guide, x, index, draws)
     if not inputs:
         raise NotApplicable("the guide gives no rows to a network")
+    if not log_density(first, len(index))[0].isfinite().all():
+        raise NotApplicable("the guide's density is known at its own draws alone")
     other = x.clone()
     other[index] = x[index].roll(1, 0)
     second = traced(guide, other, index, draws)

@@ -15,6 +15,10 @@ from torch.distributions.transforms import ReshapeTransform
 from zoo.distributions import BernoulliVector, CategoricalVector, is_boolean
 from zoo.errors import ZooError, require, unknown
 
+MAX_FACTOR = 100.0  # of a low-rank covariance, in scales of the numbers' own noise
+DENSE = 200  # numbers up to which its triangular factor is computed
+MAX_LOG_SCALE = 9.0  # a scale of 0.0001 and a draw near 10 differ by as much as float32 resolves
+
 
 class DiagonalNormal:
     """q(z) = prod_i Normal(z_i; loc_i, scale_i), carried into the latent's support.
@@ -24,8 +28,8 @@ class DiagonalNormal:
     """
 
     def __init__(self, latent):
-        _refuse_discrete("diagonal_normal", latent, "; categorical does")
-        _refuse_improper("diagonal_normal", latent)
+        refuse_discrete("diagonal_normal", latent, "; categorical does")
+        refuse_improper("diagonal_normal", latent)
         self.latent = latent
         self.transform, self.shape = unconstrained(latent)
         self.size = math.prod(self.shape)
@@ -40,7 +44,7 @@ class DiagonalNormal:
         """The distribution of each row: rows (..., 2 * size), batch (...)."""
         loc, log_scale = rows.unflatten(-1, (2, *self.shape)).unbind(-1 - len(self.shape))
         base = dist.Normal(loc, log_scale.exp()).to_event(len(self.shape))
-        if _is_identity(self.latent.support):
+        if is_identity(self.latent.support):
             return base
         return dist.TransformedDistribution(base, [self.transform])
 
@@ -54,8 +58,7 @@ class FullRank:
     """
 
     def __init__(self, latent):
-        _refuse_discrete("full_rank", latent, "; mean_field, constant and amortized do")
-        _refuse_improper("full_rank", latent)
+        refuse_unsuited("full_rank", latent)
         self.latent = latent
         self.transform, self.shape = unconstrained(latent)
         self.size = math.prod(self.shape)
@@ -75,9 +78,42 @@ class FullRank:
         unit = torch.diag_embed(torch.ones_like(loc)).clone()
         unit[..., *places] = below
         base = dist.MultivariateNormal(loc, scale_tril=log_scale.exp()[..., None] * unit)
-        flat = [] if len(self.shape) == 1 else [ReshapeTransform((self.size,), self.shape)]
-        own = [] if _is_identity(self.latent.support) else [self.transform]
-        return dist.TransformedDistribution(base, flat + own) if flat + own else base
+        return _carried(base, self)
+
+
+class LowRank:
+    """q(z) = Normal(z; loc, S (U U' + I) S), S = diag(scale), U of `rank` columns, carried over.
+
+    Cannot represent skewness, several modes, or a correlation of more than `rank` factors beside
+    each number's own noise.  A row is (loc, log scale, U) in unconstrained space; U counts up to
+    100, since float32 loses the numbers' own noise beside a much larger one.
+    Source: Ong, Nott & Smith 2018, Gaussian variational approximation with a factor covariance
+    structure, eq. 4.
+    """
+
+    def __init__(self, latent, rank=1):
+        refuse_unsuited("low_rank", latent)
+        self.latent, self.rank = latent, rank
+        self.transform, self.shape = unconstrained(latent)
+        self.size = math.prod(self.shape)
+        self.num_parameters = self.size * (2 + rank)
+
+    def initial_row(self, *batch):
+        """A small random loc and U, unit scale: (*batch, num_parameters)."""
+        loc, factor = (0.1 * torch.randn(*batch, self.size * count) for count in (1, self.rank))
+        return torch.cat([loc, torch.zeros_like(loc), factor], -1)
+
+    def __call__(self, rows):
+        """The distribution of each row: rows (..., num_parameters), batch (...)."""
+        loc, log_scale, factor = rows.split([self.size, self.size, self.size * self.rank], -1)
+        factor = factor.unflatten(-1, (self.size, self.rank)).clamp(-MAX_FACTOR, MAX_FACTOR)
+        scale = log_scale.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
+        if self.size > DENSE:
+            base = dist.LowRankMultivariateNormal(loc, scale[..., None] * factor, scale.square())
+        else:
+            lower = scale[..., None] * _unit_lower(factor)
+            base = dist.MultivariateNormal(loc, scale_tril=lower)
+        return _carried(base, self)
 
 
 class Delta:
@@ -89,7 +125,7 @@ class Delta:
 
     def __init__(self, latent):
         others = " and has no gradient; mean_field, constant and amortized do"
-        _refuse_discrete("delta", latent, others)
+        refuse_discrete("delta", latent, others)
         self.latent = latent
         self.transform, self.shape = unconstrained(latent)
         self.num_parameters = math.prod(self.shape)
@@ -159,6 +195,24 @@ class DiscreteVector:
         return CategoricalVector(rows.unflatten(-1, (self.size, self.num_values)))
 
 
+def _unit_lower(factor):
+    """The triangular factor of I + U U', of U (..., size, rank): (..., size, size).
+
+    In double: by Woodbury's identity in float32, as torch's low-rank normal has it, a density is
+    wrong by a tenth of a nat where U is large.
+    """
+    exact = factor.double()
+    one = torch.eye(factor.shape[-2], dtype=exact.dtype, device=factor.device)
+    return torch.linalg.cholesky(exact @ exact.mT + one).to(factor)
+
+
+def _carried(base, family):
+    """A distribution of vectors of a family's numbers, as one over its latent."""
+    flat = [] if len(family.shape) == 1 else [ReshapeTransform((family.size,), family.shape)]
+    own = [] if is_identity(family.latent.support) else [family.transform]
+    return dist.TransformedDistribution(base, flat + own) if flat + own else base
+
+
 def unconstrained(latent):
     """The map into a latent's support, and the shape of one such latent before it."""
     transform = biject_to(latent.support)
@@ -168,6 +222,7 @@ def unconstrained(latent):
 FAMILIES = {
     "diagonal_normal": DiagonalNormal,
     "full_rank": FullRank,
+    "low_rank": LowRank,
     "delta": Delta,
     "categorical": Categorical,
     "discrete_vector": DiscreteVector,
@@ -175,7 +230,14 @@ FAMILIES = {
 
 
 def choose(family, latent):
-    """The family of that name for a latent; "auto" takes the first that suits its support."""
+    """The family of that name for a latent; "auto" takes the first that suits its support.
+
+    family: may also be a function that makes one for a latent, or {latent: family}.
+    """
+    if isinstance(family, dict):
+        return family[latent.name]
+    if callable(family):
+        return family(latent)
     if family == "auto":
         discrete = "discrete_vector" if latent.event_shape else "categorical"
         family = discrete if latent.support.is_discrete else "diagonal_normal"
@@ -191,7 +253,13 @@ def common(families, family):
     return "delta" if points and all(points) else family
 
 
-def _refuse_discrete(family, latent, others):
+def refuse_unsuited(family, latent):
+    """One line for a family of densities over numbers, where a latent has none."""
+    refuse_discrete(family, latent, "; mean_field, constant and amortized do")
+    refuse_improper(family, latent)
+
+
+def refuse_discrete(family, latent, others):
     """One line for a family of continuous latents; `others` do for a discrete one."""
     require(
         not latent.support.is_discrete,
@@ -200,7 +268,7 @@ def _refuse_discrete(family, latent, others):
     )
 
 
-def _refuse_improper(family, latent):
+def refuse_improper(family, latent):
     """One line for a family that would spread where no density keeps it together."""
     require(
         latent.proper,
@@ -209,7 +277,8 @@ def _refuse_improper(family, latent):
     )
 
 
-def _is_identity(support):
+def is_identity(support):
+    """Whether a support is all real numbers, of whatever shape."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real

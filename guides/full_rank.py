@@ -11,15 +11,16 @@ Source: Kucukelbir et al. 2017, Automatic differentiation variational inference,
 
 import guides
 from guides.guide import Guide
-from guides.joined import Joined
+from guides.joined import joined
 from guides.sources import Table
+
+MAX_SIZE = 2000
 
 
 @guides.register
 def build(problem):
     """The guide, for the training rows of the problem."""
-    num_data = len(problem.data.train)
-    joined = Joined(problem, num_data) if len(problem.latents) > 1 else None
+    num_data, vector = len(problem.data.train), joined("full_rank", problem, MAX_SIZE)
     return Guide(
-        "full_rank", problem, lambda _, q: Table(num_data, q.initial_row), "full_rank", joined
+        "full_rank", problem, lambda _, q: Table(num_data, q.initial_row), "full_rank", vector
     )

@@ -10,8 +10,6 @@ Source: Cook, Gelman & Rubin 2006, Validation of software for Bayesian models, f
     testing a check on an answer that is known to be right and on ones known to be wrong.
 """
 
-from copy import deepcopy
-
 import pyro
 import pyro.distributions as dist
 import torch
@@ -20,6 +18,7 @@ from torch.distributions.transforms import AffineTransform
 
 import guides
 import zoo
+from guides.inside import detached
 from zoo.errors import TruthUnavailable, require
 
 
@@ -64,12 +63,6 @@ class Oracle(nn.Module):
         # Where log q is computed from the model, later than here, the model must not be pulled.
         q = self.posterior(detached(self._hidden[0]), rows)
         return q if self.alter is None else self.alter(q)
-
-
-def detached(module):
-    """A copy of a module that shares its tensors, through which no gradient passes."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return deepcopy(module, {id(tensor): tensor.detach() for tensor in tensors})
 
 
 def spread_by(factor):

@@ -33,7 +33,7 @@ from zoo.data import as_dataset, check_latent_dim
 from zoo.densities import log_bernoulli
 from zoo.distributions import Flat
 from zoo.errors import unknown
-from zoo.nets import check_hidden, mlp
+from zoo.nets import check_hidden, mlp, tensor_of
 
 OBSERVATIONS = ("bernoulli", "normal")
 
@@ -60,7 +60,7 @@ class Autoencoder(PyroModule):
         return dist.Normal(output, self.log_scale.exp()).to_event(1)
 
     def forward(self, x=None, index=None):
-        like = next(self.parameters())
+        like = tensor_of(self)
         with zoo.datum(x, index) as rows:
             z = pyro.sample("z", Flat(self.latent_dim, like))
             return pyro.sample("x", self.likelihood(z), obs=rows)

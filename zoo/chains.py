@@ -114,6 +114,11 @@ class StateChain(FiniteVector):
         found = picked(self.steps.flatten(-2), pairs).sum(-1) + picked(self.first, value[..., 0])
         return found.expand(torch.broadcast_shapes(self.batch_shape, found.shape))
 
+    @property
+    def chain_length(self):
+        """Number of steps, by which a guide knows a chain."""
+        return self.length
+
     @torch.no_grad()
     def sample(self, sample_shape=()):
         """Paths, drawn state by state: (*sample_shape, ..., T)."""
@@ -175,6 +180,11 @@ class GaussianChain(TorchDistribution):
         new = type(self)(self.transition, self.length)
         new._batch_shape = torch.Size(batch_shape)
         return new
+
+    @property
+    def chain_length(self):
+        """Number of steps, by which a guide knows a chain."""
+        return self.length
 
     def rsample(self, sample_shape=()):
         """States, one after the other: (*sample_shape, ..., length k)."""

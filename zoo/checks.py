@@ -296,12 +296,12 @@ def check_normalization(problem, level=testing.FALSE_ALARMS):
     if not parameters:
         raise NotApplicable("the model has no parameters")
 
-    def draw_log_density():
+    def draw_log_density(count):
         with torch.no_grad():
-            values = values_of(traced(problem.model, num_draws=testing.NUM_DRAWS))
-        trace = traced(problem.model, values=values, num_draws=testing.NUM_DRAWS)
+            values = values_of(traced(problem.model, num_draws=count))
+        trace = traced(problem.model, values=values, num_draws=count)
         rows, shared = log_density(trace, 1)
-        return (rows + shared).expand(testing.NUM_DRAWS, 1).squeeze(1)
+        return (rows + shared).expand(count, 1).squeeze(1)
 
     found = testing.score_statistic(draw_log_density, parameters)
     require(

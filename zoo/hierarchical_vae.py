@@ -31,7 +31,7 @@ import zoo
 from zoo.data import as_dataset, check_latent_dim
 from zoo.densities import log_bernoulli
 from zoo.errors import require, unknown
-from zoo.nets import check_hidden, mlp
+from zoo.nets import check_hidden, mlp, tensor_of
 from zoo.problem import BOUNDED
 
 OBSERVATIONS = ("bernoulli", "normal")
@@ -63,7 +63,7 @@ class HierarchicalVAE(PyroModule):
         return dist.Normal(output, self.log_scale.exp()).to_event(1)
 
     def forward(self, x=None, index=None):
-        zeros = next(self.parameters()).new_zeros(self.top_dim)
+        zeros = tensor_of(self).new_zeros(self.top_dim)
         with zoo.datum(x, index) as rows:
             z2 = pyro.sample("z2", dist.Normal(zeros, 1).to_event(1))
             loc, log_scale = self.lower(z2).chunk(2, -1)

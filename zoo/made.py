@@ -25,7 +25,7 @@ import zoo
 from zoo.autoregressive import Autoregressive, by_blocks
 from zoo.data import as_dataset
 from zoo.errors import require_flag
-from zoo.nets import check_hidden
+from zoo.nets import check_hidden, tensor_of
 
 
 class MaskedLinear(nn.Linear):
@@ -48,7 +48,7 @@ class MADE(PyroModule):
 
     def forward(self, x=None, index=None):
         network = self.network
-        density = Autoregressive(network, self.width, next(network.parameters()))
+        density = Autoregressive(network, self.width, tensor_of(network))
         with zoo.datum(x, index) as rows:
             return pyro.sample("x", density, obs=rows)
 

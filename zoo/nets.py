@@ -1,5 +1,7 @@
 """The small networks that models and guides share."""
 
+from itertools import chain
+
 import torch
 from torch import nn
 
@@ -71,3 +73,8 @@ class MultiInput(nn.Module):
 def one_hot(value, count, dtype):
     """Whole numbers (...) below `count` as (..., count), 1 at their place and 0 elsewhere."""
     return (value[..., None] == torch.arange(count, device=value.device)).to(dtype)
+
+
+def tensor_of(module):
+    """A module's first parameter, or buffer where it has no parameter: for its type and device."""
+    return next(chain(module.parameters(), module.buffers()))

@@ -27,6 +27,7 @@ from torch import nn
 import zoo
 from zoo.autoregressive import Autoregressive
 from zoo.errors import require_count
+from zoo.nets import tensor_of
 from zoo.pixels import Above, Left, as_images, as_logits, as_maps, log_joint, num_maps, side_by_side
 
 FIRST_REACH, REACH = 3, 1  # pixels that a kernel sees to each side
@@ -42,7 +43,7 @@ class PixelCNN(PyroModule):
 
     def forward(self, x=None, index=None):
         network, (height, width) = self.network, self.image_shape
-        like = next(network.parameters())
+        like = tensor_of(network)
         density = Autoregressive(network, height * width, like, self.num_levels)
         with zoo.datum(x, index) as rows:
             return pyro.sample("x", density, obs=rows)

@@ -31,6 +31,7 @@ from torch import nn
 import zoo
 from zoo.autoregressive import Autoregressive
 from zoo.errors import require_count, unknown
+from zoo.nets import tensor_of
 from zoo.pixels import Above, Left, as_images, as_logits, as_maps, log_joint, num_maps, side_by_side
 
 REACH = 3  # pixels that the first convolution sees to each side
@@ -46,7 +47,7 @@ class PixelRNN(PyroModule):
 
     def forward(self, x=None, index=None):
         network, (height, width) = self.network, self.image_shape
-        like = next(network.parameters())
+        like = tensor_of(network)
         density = Autoregressive(network, height * width, like, self.num_levels)
         with zoo.datum(x, index) as rows:
             return pyro.sample("x", density, obs=rows)

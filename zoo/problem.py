@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -56,6 +56,8 @@ class Latent:
     values: torch.Tensor | None = field(default=None, compare=False)
     """All values of a latent that can be enumerated, (num_values, *event_shape), in order; else
     None."""
+    length: int | None = None
+    """Number of steps, side by side, of a latent whose prior is a chain; None for any other."""
 
     @property
     def num_values(self):
@@ -205,6 +207,20 @@ class Problem:
             object.__setattr__(other, name, value)
         return other
 
+    def frozen(self):
+        """The same problem with a copy of its model that no fit changes: it has buffers alone.
+
+        `requires_grad_(False)` would not do: Pyro's store undoes it, and a fit draws anew what a
+        model's `reset_parameters` draws.
+        """
+        model = deepcopy(self.model)
+        for module in model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
+            module.reset_parameters = _nothing
+        return self.having(model=model, maximum_likelihood=None)
+
     @property
     def identity(self):
         """What tells this problem from another: name, options and a hash of its data."""
@@ -248,6 +264,10 @@ class Problem:
             if which == "posterior" or self.joint:
                 return function(self.model, x)
             return torch.cat([function(self.model, rows) for rows in x.split(ROWS_AT_ONCE)])
+
+
+def _nothing():
+    """What a frozen module does where it would draw its parameters anew."""
 
 
 def sample_sites(trace):
@@ -300,7 +320,8 @@ def _latent(name, fn, plates):
     if fn.has_enumerate_support:
         values = fn.enumerate_support(expand=False)
         values = values.reshape(len(values), *fn.event_shape)
-    return Latent(name, fn.support, tuple(fn.event_shape), plates, values)
+    length = getattr(fn, "chain_length", None)
+    return Latent(name, fn.support, tuple(fn.event_shape), plates, values, length)
 
 
 def _known_without_being_told(latents, log_joint):

@@ -216,31 +216,38 @@ def plain(name):
     return name.removeprefix("values.own_").replace("__", ".")
 
 
-def score_statistic(draw_log_density, parameters):
+def score_statistic(draw_log_density, parameters, at_once=NUM_DRAWS):
     """How many standard errors the mean score is from zero, along its likeliest direction.
 
-    draw_log_density() -> (draws,): the log density of fresh draws, differentiable in parameters.
+    draw_log_density(count) -> (count,): the log density of fresh draws, differentiable in
+    parameters; at_once: its largest count, which bounds the memory.
     The mean of its gradient is zero where the draws come from that density.  Half of the draws
     choose a direction, the mean gradient of theirs; the slopes of the others along it have mean
     zero and are one-sided normal in the limit, whatever the number of parameters.
     """
+    counts = [min(at_once, NUM_DRAWS - done) for done in range(0, NUM_DRAWS, at_once)]
 
     def gradients(value, of, **options):
         options |= {"allow_unused": True, "materialize_grads": True}
         return torch.autograd.grad(value, of, **options)
 
-    log_density = draw_log_density()
-    if not log_density.requires_grad:
-        raise NotApplicable("no parameter reaches the density of the draws")
-    direction = gradients(log_density.mean(), parameters)
-    log_density = draw_log_density()
-    weights = torch.ones_like(log_density, requires_grad=True)
-    steps = gradients((weights * log_density).sum(), parameters, create_graph=True)
-    along = sum((step * d).sum() for step, d in zip(steps, direction, strict=True))
-    (slopes,) = gradients(along, weights)
-    slopes = slopes.double()
-    se = slopes.std() / math.sqrt(len(slopes))
-    return (slopes.mean() / se).item() if se > 0 else 0.0
+    def slopes(count):
+        log_density = draw_log_density(count)
+        weights = torch.ones_like(log_density, requires_grad=True)
+        steps = gradients((weights * log_density).sum(), parameters, create_graph=True)
+        along = sum((step * d).sum() for step, d in zip(steps, direction, strict=True))
+        return gradients(along, weights)[0]
+
+    direction = [0.0] * len(parameters)
+    for count in counts:
+        log_density = draw_log_density(count)
+        if not log_density.requires_grad:
+            raise NotApplicable("no parameter reaches the density of the draws")
+        found = gradients(log_density.sum() / NUM_DRAWS, parameters)
+        direction = [d + own for d, own in zip(direction, found, strict=True)]
+    found = torch.cat([slopes(count) for count in counts]).double()
+    se = found.std() / math.sqrt(len(found))
+    return (found.mean() / se).item() if se > 0 else 0.0
 
 
 def threshold(level):

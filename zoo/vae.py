@@ -27,7 +27,7 @@ import zoo
 from zoo.data import as_dataset, check_latent_dim
 from zoo.densities import log_bernoulli
 from zoo.errors import unknown
-from zoo.nets import check_hidden, mlp
+from zoo.nets import check_hidden, mlp, tensor_of
 from zoo.problem import BOUNDED
 from zoo.truth import GridPosterior, quadrature
 
@@ -56,7 +56,7 @@ class VAE(PyroModule):
         return dist.Normal(output, self.log_scale.exp()).to_event(1)
 
     def forward(self, x=None, index=None):
-        zeros = next(self.parameters()).new_zeros(self.latent_dim)
+        zeros = tensor_of(self).new_zeros(self.latent_dim)
         with zoo.datum(x, index) as rows:
             z = pyro.sample("z", dist.Normal(zeros, 1).to_event(1))
             return pyro.sample("x", self.likelihood(z), obs=rows)
