@@ -1,8 +1,8 @@
 """`FitConfig`: every setting of an SVI run, frozen and validated."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
 from zoo.errors import ZooError, unknown
 
@@ -11,11 +11,25 @@ class Settings(BaseModel):
     """Base of the validated settings: frozen, and an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    LATER: ClassVar[tuple[str, ...]] = ()
+    """Fields that came after there were records: left out of what is written where they have their
+    default, so that the records from before stay those of the same runs."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler):
+        written = handler(self)
+        for name in self.LATER:
+            if name in written and getattr(self, name) == type(self).model_fields[name].default:
+                del written[name]
+        return written
 
 
 class FitConfig(Settings):
     """Settings of one SVI run; losses are in nats a datum."""
 
+    LATER: ClassVar = (
+        "objective", "alpha", "beta", "annealing_steps", "free_bits", "temperature",
+    )  # fmt: skip
     steps: int = Field(2000, ge=1)
     """Largest number of gradient steps."""
     batch_size: int | None = Field(128, ge=1)
@@ -36,10 +50,28 @@ class FitConfig(Settings):
     """Largest norm of all gradients together, in nats; None leaves them as they are."""
     engine: Literal["auto", "compiled", "recorded", "eager"] = "auto"
     """What runs the steps: see experiments/svi/engine.py."""
-    estimator: Literal["auto", "pathwise", "score", "enumeration", "closed_form"] = "auto"
+    estimator: Literal[
+        "auto", "pathwise", "score", "enumeration", "closed_form", "running_mean", "nvil", "vimco",
+        "rws", "gumbel_softmax", "relax", "disarm",
+    ] = "auto"  # fmt: skip
     """How gradients pass a latent: see experiments/svi/estimators.py."""
+    objective: Literal["elbo", "iwae", "dreg", "renyi", "stl"] = "elbo"
+    """What the gradient is of: see experiments/svi/objectives.py.  The losses that are noted, and
+    that the stopping rule watches, are the plain -ELBO of the same draws, whatever it is."""
+    alpha: float = Field(0.5, allow_inf_nan=False)
+    """Order of Renyi's bound, not 1: 0 is IWAE, near 1 the ELBO; for renyi alone."""
+    beta: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Weight of the KL part of elbo, which the noted losses leave at 1."""
+    annealing_steps: int = Field(0, ge=0)
+    """Steps over which that weight rises linearly from 0 to beta."""
+    free_bits: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Nats a datum below which a latent site's KL, its mean over the minibatch, is not pressed;
+    nats altogether for a site outside the plate of the data: see experiments/svi/kl.py."""
     num_particles: int | None = Field(None, ge=1)
-    """Draws a datum and step; None takes 1, and 8 for the score function."""
+    """Draws a datum and step; None takes 1, 8 for score, vimco, rws and the objectives iwae, dreg
+    and renyi, and 2 for disarm."""
+    temperature: float = Field(0.5, gt=0)
+    """Of relaxed switches under gumbel_softmax; under relax that at the first step."""
     flat_window: int = Field(0, ge=0)
     """Epochs in a window of the stopping rule; 0 never stops before the last step."""
     flat_level: float = Field(0.05, gt=0, lt=1)

@@ -52,7 +52,8 @@ def reset_peak_memory(device):
 
 
 def peak_memory(device):
-    """The largest memory in bytes: of the GPU's tensors, or of this process so far on the CPU."""
+    """The largest memory in bytes: of the GPU's tensors since it was reset, or of this process so
+    far on the CPU, which other runs of the same process may have taken before."""
     if device.type == "cuda":
         return {"peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(device)}
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,6 +3,8 @@
 pathwise     through reparametrized draws: Pyro's Trace_ELBO as it is
 score        the score function with a leave-one-out baseline over particles
 enumeration  the exact sum over the values of discrete latents: Pyro's TraceEnum_ELBO
+running_mean, nvil, vimco, rws, gumbel_softmax, relax, disarm
+             estimators for discrete latents, a file each: experiments/svi/discrete.py
 closed_form  no gradient at all: the model's maximum likelihood, where it has a closed form
 """
 
@@ -13,6 +15,8 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
+from experiments.svi import objectives
+from experiments.svi.discrete import KINDS, PARTICLES, check_problem, module, own_module
 from experiments.svi.surrogate import enumerated_particle, mean_losses, particle
 from zoo.distributions import MAX_VALUES
 from zoo.errors import ZooError, require
@@ -52,7 +56,11 @@ def resolve(config, problem):
     if estimator == "enumeration":
         require(discrete, "nothing to enumerate: no latent is discrete; use pathwise")
         require(finite, f"{names} cannot be enumerated: {_too_many(discrete)}; use score")
-    num_particles = config.num_particles or (8 if estimator == "score" else 1)
+    objectives.check_settings(config.model_copy(update={"estimator": estimator}), problem)
+    several = objectives.PARTICLES if config.objective in objectives.BY_DATUM else 1
+    num_particles = config.num_particles or PARTICLES.get(estimator, several)
+    if estimator in KINDS:
+        check_problem(estimator, problem, num_particles)
     if estimator == "score":
         require(problem.latents, f"{problem.name} has no latents whose score there is: take auto")
         require(num_particles >= 2, "score needs num_particles of at least 2 for its baseline")
@@ -72,25 +80,43 @@ def _too_many(latents):
     return f"{math.prod(counts):,} values together, more than {MAX_VALUES:,}"
 
 
-def elbo(config, problem):
-    """The Pyro ELBO object of a resolved config."""
-    kind = {"pathwise": Pathwise, "score": LeaveOneOut, "enumeration": Enumeration}
-    return kind[config.estimator](
+def elbo(config, problem, modules=None):
+    """The Pyro ELBO object of a resolved config.
+
+    modules: a run's; what the estimator itself learns or keeps is its "estimator", made anew where
+    there are none.
+    """
+    kind = {"pathwise": Pathwise, "score": LeaveOneOut, "enumeration": Enumeration} | OF_DISCRETE
+    bound = kind[config.estimator](
         num_particles=config.num_particles,
         vectorize_particles=config.num_particles > 1,
         max_plate_nesting=1,
     )
+    if config.estimator in KINDS:
+        bound.temperature = config.temperature
+        bound.own = module(config, problem) if modules is None else own_module(modules)
+    bound.losses = objectives.losses(config, problem) or mean_losses
+    return bound
 
 
 class Finite:
-    """Mixin of an ELBO: a loss that is not finite stops before the parameters are touched."""
+    """Mixin of an ELBO: a loss that is not finite stops before the parameters are touched.
+
+    own, updates: see experiments.svi.per_datum.PerDatum.  losses: what makes (loss, surrogate) of
+    (self, model, guide, args), by the objective.  step: the number of steps taken, a number or a
+    tensor (), which whoever takes a step sets before.
+    """
+
+    own, updates = None, {}
+    losses, step = staticmethod(mean_losses), 0
 
     def terms(self, model, guide, *args):
         """(loss, surrogate) as tensors: the gradient is that of the surrogate.
 
-        What a guide adds by `extra_loss` is in the gradient alone: the loss is that of the bound.
+        The loss is the plain -ELBO, nats, whatever the objective.  What a guide adds by
+        `extra_loss` is in the gradient alone.
         """
-        loss, surrogate = mean_losses(self, model, self.seen(guide), args)
+        loss, surrogate = self.losses(self, model, self.seen(guide), args)
         extra_loss = getattr(guide, "extra_loss", None)
         return loss, surrogate if extra_loss is None else surrogate + extra_loss(*args)
 
@@ -105,7 +131,11 @@ class Finite:
         if not math.isfinite(value):
             torch.set_rng_state(before)  # on the CPU, the same draws again
             raise FitError(f"the loss is {value} {blame(model, guide, args)}")
+        if self.own is not None:
+            self.own.zero_grad()  # Pyro knows of model and guide alone
         surrogate.backward()
+        for name, now in self.updates.items():
+            self.own.get_buffer(name).copy_(now)
         return value
 
 
@@ -142,6 +172,9 @@ class Enumeration(Finite, TraceEnum_ELBO):
 
     def particle(self, model_trace, guide_trace):
         return enumerated_particle(model_trace, guide_trace)
+
+
+OF_DISCRETE = {name: type(kind.__name__, (Finite, kind), {}) for name, kind in KINDS.items()}
 
 
 def blame(model, guide, args):

@@ -15,6 +15,7 @@ from experiments.svi.config import FitConfig, validated
 from experiments.svi.engine import train
 from experiments.svi.estimators import FitError, resolve
 from experiments.svi.interrupt import Interrupted, noticing
+from experiments.svi.refusals import refuse_guide
 from experiments.svi.run import Run, as_module, load_modules
 from guides.checks import refuse_traps
 from zoo.errors import require
@@ -44,6 +45,7 @@ class Fit:
     def history(self):
         """Estimate of the bound at every step, nats a datum: (seeds, steps), NaN after a stop.
 
+        It is the plain ELBO of the step's draws whatever the objective, so that curves compare.
         For a point estimate, which has no log q, it is the log joint density at the points.
         """
         bounds = [-losses for losses in self.losses]
@@ -88,11 +90,12 @@ class Fit:
 
 
 def fit(problem, guide, steps=2000, seeds=1, device="auto", out=None, resume=False, **options):
-    """Fit a guide and the model's parameters by SVI with Trace_ELBO, once for every seed.
+    """Fit a guide and the model's parameters by SVI, once for every seed.
 
     guide: from `guides.build`, or any Pyro guide `guide(x, index=None)`.  seeds: how many, or a
     list of them.  device: "auto", "cpu" or "cuda".  out: folder for checkpoints, from which
-    `resume=True` goes on.  options: further fields of FitConfig.
+    `resume=True` goes on.  options: further fields of FitConfig; `objective` says what is
+    maximized, by default the ELBO as Trace_ELBO has it.
     Raises ZooError for bad arguments or an unfit guide, FitError where the loss is not finite.
     """
     config = resolve(validated(FitConfig, steps=steps, **options), problem)
@@ -100,6 +103,7 @@ def fit(problem, guide, steps=2000, seeds=1, device="auto", out=None, resume=Fal
     device, seeds = devices.resolve(device), seed_list(seeds)
     minibatches = config.takes_minibatches(len(problem.data.train))
     refuse_traps(problem, as_module(guide, problem), minibatches)
+    refuse_guide(config, problem, as_module(guide, problem))
     runs = fit_seeds(problem, guide, config, seeds, device, out, resume)
     for run in runs:
         if run.error is not None:
@@ -128,6 +132,7 @@ def sweep(problem, guide, learning_rates, seeds=1, steps=2000, device="auto", **
     device, seeds = devices.resolve(device), seed_list(seeds)
     minibatches = configs[0].takes_minibatches(len(problem.data.train))
     refuse_traps(problem, as_module(guide, problem), minibatches)
+    refuse_guide(configs[0], problem, as_module(guide, problem))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         runs = [Run.start(problem, guide, c, seed, device) for c in configs for seed in seeds]
         train(runs, problem)

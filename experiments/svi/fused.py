@@ -16,6 +16,7 @@ from experiments.svi.compiler import compile_graph
 from experiments.svi.estimators import elbo
 from experiments.svi.launch import repeated
 from experiments.svi.loop import isolated
+from experiments.svi.optimizer import is_own
 from experiments.svi.record import CannotRecord, record, update_in_place, written_inputs
 from experiments.svi.recordable import recordable
 from experiments.svi.rewrite import WRITTEN_OUT
@@ -61,10 +62,11 @@ class Fused(StackedRuns):
         values = self._split(old["parameters"]) if self.dense else {}
         values |= {name: self._parts(block)[0] for name, block in blocks.items()}
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-        losses, surrogates = self._each(leaves, index, old)
+        losses, surrogates, updates = self._each(leaves, index, old)
         gradients = self._gradients(surrogates, leaves)
         if self.config.clip_norm is not None:
-            gradients = clipped(gradients, self.config.clip_norm)
+            counted = {n: g for n, g in gradients.items() if not is_own(n)}
+            gradients |= clipped(counted, self.config.clip_norm)
         if self.dense:
             flat = [
                 gradients.pop(name).flatten(1) if s else gradients.pop(name)[:, None]
@@ -73,6 +75,8 @@ class Fused(StackedRuns):
             gradients["parameters"] = torch.cat(flat, 1)
         alive = _kept(old["alive"] & losses.isfinite())
         new = {"alive": alive, "step": step + alive, "losses": self._noted(losses, old)}
+        for name, value in updates.items():
+            new[f"estimator.{name}"] = torch.where(alive, value, old[f"estimator.{name}"])
         at = _kept(schedule(self.config, step, old["steps"]))
         for name, gradient in gradients.items():
             new |= self._updated(name, gradient, blocks.get(name), index, alive, at, old)
@@ -118,21 +122,29 @@ class Fused(StackedRuns):
         return _kept(orders.gather(1, places))
 
     def _each(self, leaves, index, old):
-        """Losses and surrogates of every seed: (S,) each."""
-        values = leaves | {name: old[name] for name in [*self.frozen, *self.buffers]}
+        """Losses, surrogates, and what the estimator keeps, by name: (S,) each."""
+        held = [*self.frozen, *self.buffers, *self.running]
+        values = leaves | {name: old[name] for name in held}
         key = _kept(noise.fold(noise.fold(old["seed"], 1), old["step"]))
 
-        def one(values, index, key):
+        step = old["step"] if self.config.annealing_steps else None  # else no part of the graph
+
+        def one(values, index, key, step):
             with self._filled(values), noise.Keyed(key):
                 model, guide = self.modules["model"], self.modules["guide"]
-                return elbo(self.config, self.problem).terms(model, guide, old["data"], index)
+                bound = elbo(self.config, self.problem, self.modules)
+                bound.step = step
+                return *bound.terms(model, guide, old["data"], index), bound.updates
 
+        given = index, key, step
         if len(self.runs) > 1:
-            return torch.vmap(one, (0, None if index is None else 0, 0))(values, index, key)
+            axes = [None if part is None else 0 for part in given]
+            return torch.vmap(one, (0, *axes))(values, *given)
         # A batch of one would turn each matrix product into a batch of them.
         values = {name: value[0] for name, value in values.items()}
-        loss, surrogate = one(values, None if index is None else index[0], key[0])
-        return loss[None], surrogate[None]
+        parts = (None if part is None else part[0] for part in given)
+        loss, surrogate, updates = one(values, *parts)
+        return loss[None], surrogate[None], {name: now[None] for name, now in updates.items()}
 
     @contextmanager
     def _filled(self, values):

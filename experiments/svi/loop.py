@@ -20,9 +20,11 @@ def train(run, problem, after_step=lambda run: None):
     """
     model, guide = run.modules["model"], run.modules["guide"]
     with isolated():
-        svi = SVI(model, guide, run.optimizer, elbo(run.config, problem))
+        bound = elbo(run.config, problem, run.modules)
+        svi = SVI(model, guide, run.optimizer, bound)
         while not run.finished:
             run.optimizer.set_factor(rate_factor(run.config, run.step) * 0.1**run.flats)
+            bound.step = run.step
             try:
                 loss = svi.step(run.data, run.batches.at(run.step))
             except FitError as error:

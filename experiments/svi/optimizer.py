@@ -14,6 +14,11 @@ DENSE = {
 SPARSE = {"adam": torch.optim.SparseAdam, "adamw": torch.optim.SparseAdam, "sgd": torch.optim.SGD}
 
 
+def is_own(name):
+    """Whether a parameter is the estimator's own, whose gradient counts in no norm."""
+    return name.startswith("estimator.")
+
+
 class JointOptimizer(pyro.optim.PyroOptim):
     """One optimizer of torch for the dense parameters, one for the rows of tables.
 
@@ -50,6 +55,7 @@ class JointOptimizer(pyro.optim.PyroOptim):
     def _clip(self):
         """Scale all gradients, also sparse ones, so that their joint norm is at most clip_norm."""
         parameters = [p for o in self.optimizers for p in o.param_groups[0]["params"]]
+        parameters = [p for p in parameters if not is_own(self.names[id(p)])]
         gradients = [p.grad for p in parameters if p.grad is not None]
         squares = sum(
             (g.coalesce().values() if g.is_sparse else g).square().sum() for g in gradients

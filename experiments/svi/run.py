@@ -8,7 +8,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
-from experiments.svi import checkpoint
+from experiments.svi import checkpoint, discrete
 from experiments.svi.optimizer import JointOptimizer
 from guides.sources import Table
 from zoo.errors import explained, require
@@ -47,11 +47,16 @@ class Batches:
 
 
 class Run:
-    """The state of one SVI run; `losses` are in nats a datum, `seconds` since the start."""
+    """The state of one SVI run; `losses` are in nats a datum, `seconds` since the start.
 
-    def __init__(self, model, guide, data, config, seed):
+    own: what the estimator itself learns or keeps, a module, where it does.
+    """
+
+    def __init__(self, model, guide, data, config, seed, own=None):
         self.config, self.seed, self.data = config, seed, data
         self.modules = nn.ModuleDict({"model": model, "guide": guide})
+        if own is not None:
+            self.modules["estimator"] = own
         self.batches = Batches(len(data), config.batch_size, data.device)
         self.optimizer = JointOptimizer(self.modules, config)
         self.losses, self.seconds, self.flats, self.finished = [], [], 0, False
@@ -69,7 +74,9 @@ class Run:
         for module in modules.modules():
             if isinstance(module, Table):
                 module.sparse()
-        run = cls(*modules.to(device), problem.data.train.to(device), config, seed)
+        own = discrete.module(config, problem)
+        own = None if own is None else own.to(device)
+        run = cls(*modules.to(device), problem.data.train.to(device), config, seed, own)
         run.problem = problem.identity
         run.keep_random()
         return run

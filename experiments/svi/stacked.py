@@ -9,6 +9,7 @@ import math
 import torch
 
 from experiments.svi import noise
+from experiments.svi.baselines import Running
 from experiments.svi.record import CannotRecord
 from experiments.svi.updates import STATE
 from guides.sources import Table
@@ -35,6 +36,7 @@ class StackedRuns:
         named = dict(self.modules.named_parameters())
         self.frozen = [name for name, p in named.items() if not p.requires_grad]
         self.tables = _tables(self.modules)
+        self.running = _running(self.modules)
         known = {*self.frozen, *self.tables}
         self.dense = {name: p.shape for name, p in named.items() if name not in known}
         if len({named[name].dtype for name in self.dense}) > 1:
@@ -70,8 +72,9 @@ class StackedRuns:
     def release(self):
         """Give every run memory of its own again."""
         for run in self.runs:
-            for parameter in run.modules.parameters():
-                parameter.data = parameter.data.clone()
+            kept = [run.modules.get_buffer(name) for name in self.running]
+            for tensor in [*run.modules.parameters(), *kept]:
+                tensor.data = tensor.data.clone()
 
     def optimizer_tensors(self, seed):
         """The optimizer's state of a seed's parameters, named as torch's optimizers name it."""
@@ -87,9 +90,9 @@ class StackedRuns:
     def _changing(self):
         """What a step changes."""
         states = [dict(run.modules.named_parameters()) for run in self.runs]
-        flat = [torch.cat([s[n].detach().flatten() for n in self.dense]) for s in states]
         tensors = {}
         if self.dense:
+            flat = [torch.cat([s[n].detach().flatten() for n in self.dense]) for s in states]
             tensors["parameters"] = torch.stack(flat)
             for moment in self.moments:
                 tensors[f"parameters|{moment}"] = torch.zeros_like(tensors["parameters"])
@@ -97,6 +100,8 @@ class StackedRuns:
             rows = torch.stack([state[name].detach() for state in states])
             moments = [torch.zeros_like(rows) for _ in self.moments]
             tensors[name] = torch.cat([rows, *moments], -1)
+        for name in self.running:
+            tensors[name] = torch.stack([run.modules.get_buffer(name) for run in self.runs])
         device = self.runs[0].data.device
         tensors["step"] = torch.tensor([run.step for run in self.runs], device=device)
         tensors["alive"] = torch.tensor([run.alive for run in self.runs], device=device)
@@ -126,6 +131,7 @@ class StackedRuns:
         self.buffers = [
             n for n, b in others[0].items() if any(not torch.equal(b, o[n]) for o in others[1:])
         ]
+        self.buffers = [name for name in self.buffers if name not in self.running]
         return tensors | {n: torch.stack([o[n] for o in others]) for n in self.buffers}
 
     def _share_memory(self):
@@ -139,6 +145,8 @@ class StackedRuns:
                 for moment in self.moments:
                     if f"{name}|{moment}" in known:
                         self._view(name, seed, moment).copy_(known[f"{name}|{moment}"])
+            for name in self.running:
+                run.modules.get_buffer(name).data = self.tensors[name][seed]
             run.optimizer_tensors = lambda seed=seed: self.optimizer_tensors(seed)
             if self.batches.minibatches:
                 run.batches.orders = self.tensors["orders"][seed]
@@ -171,6 +179,16 @@ def _tables(modules):
         for name, module in modules.named_modules()
         if isinstance(module, Table) and module.rows.weight.requires_grad
     }
+
+
+def _running(modules):
+    """Names of the buffers that a step changes: those of running means."""
+    return [
+        f"{name}.{own}"
+        for name, module in modules.named_modules()
+        if isinstance(module, Running)
+        for own, _ in module.named_buffers()
+    ]
 
 
 def shuffled(seed, first, count, num_data, device):

@@ -36,10 +36,13 @@ def enumerated_particle(model_trace, guide_trace):
     return loss, loss
 
 
-def mean_losses(elbo, model, guide, args=(), kwargs=None):
-    """(loss, surrogate) of an ELBO object as tensors, the mean over its particles."""
+def mean_losses(elbo, model, guide, args=(), kwargs=None, particle=None):
+    """(loss, surrogate) of an ELBO object as tensors, the mean over its particles.
+
+    particle: what computes them of a pair of traces, by default the object's own.
+    """
     traces = elbo._get_traces(model, guide, args, kwargs or {})
-    pairs = [elbo.particle(*pair) for pair in traces]
+    pairs = [(particle or elbo.particle)(*pair) for pair in traces]
     loss, surrogate = (sum(each) / elbo.num_particles for each in zip(*pairs, strict=True))
     if not isinstance(loss, torch.Tensor):
         raise CannotRecord("the programs have no sample site")
