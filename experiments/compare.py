@@ -10,7 +10,7 @@ import zoo
 from experiments import pool, records, single
 from experiments.report import write_report
 from experiments.saved import saved_fits, write_posterior
-from experiments.settings import Suite, load_suite, plan
+from experiments.settings import Suite, load_problem, load_suite, plan
 from experiments.svi import checkpoint
 from experiments.svi import fit as svi_fit
 from experiments.svi.config import validated
@@ -88,16 +88,24 @@ def _changed(suite, chosen, settings):
     values = suite.model_dump() | {k: v for k, v in chosen.items() if v is not None}
     if chosen["models"] is not None and chosen["models"] != suite.models:
         values["title"] = f"Comparison of {', '.join(Path(name).stem for name in values['models'])}"
+        _forget_variants(values, {*values["variants"]} - {*values["models"]})
     for name, value in settings.items():
         mergeable = isinstance(value, dict) and isinstance(values.get(name), dict)
         values[name] = values[name] | value if mergeable else value
     if chosen.get("guides") is not None:  # they are for every model, whatever the suite has for one
         values["guides_for"] = settings.get("guides_for", {})
+        values["without"] = settings.get("without", [])
     for name, own in values["fit_for"].items():
         # What the caller sets for every model outweighs what the suite sets for one.
         chosen_for = settings.get("fit_for", {}).get(name, {})
         values["fit_for"][name] = own | settings.get("fit", {}) | chosen_for
     return validated(Suite, **values)
+
+
+def _forget_variants(values, names):
+    """Take variants out of a suite's values, with what it sets for them."""
+    for where in ("variants", "fit_for", "guides_for", "model_options"):
+        values[where] = {name: own for name, own in values[where].items() if name not in names}
 
 
 def _open(folder, runs, resume):
@@ -157,7 +165,7 @@ def _execute(runs, problems, folder, done, workers, watcher):
     if workers > 1 and waiting:
         # The largest first, so that in the end no worker is left alone with the longest.
         size = {name: problem.num_parameters for name, problem in problems.items()}
-        waiting.sort(key=lambda group: size[Path(group[0].model).stem], reverse=True)
+        waiting.sort(key=lambda group: size[group[0].name], reverse=True)
         cores = os.cpu_count() or 1
         threads = max(1, cores // min(workers, len(groups)))
         function = partial(_by_name, folder=folder, done=done)
@@ -165,7 +173,7 @@ def _execute(runs, problems, folder, done, workers, watcher):
         pool.Pool(function, workers, threads, watcher.step, keep, lost).run(waiting)
         return
     for group in waiting:
-        problem = problems[Path(group[0].model).stem]
+        problem = problems[group[0].name]
         report = partial(watcher.step, group)
         keep(group, single.run(group, problem, folder, report, _seeds_in(done, group)))
 
@@ -187,13 +195,14 @@ def _keep_dead(keep, done, group, status):
 
 def _by_name(group, report, folder, done):
     """The runs of a model and guide in a worker process, which loads the problem itself."""
-    problem = _load(group[0].model, json.dumps(group[0].model_options))
+    first = group[0]
+    problem = _load(first.model, first.variant, json.dumps(first.model_options))
     return single.run(group, problem, folder, report, _seeds_in(done, group))
 
 
 @cache
-def _load(model, options):
-    return zoo.load(model, **json.loads(options))
+def _load(model, variant, options):
+    return load_problem(model, variant, json.loads(options))
 
 
 def _posteriors(problems, folder, ordered):

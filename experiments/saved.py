@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import guides
-import zoo
 from experiments import records
+from experiments.settings import load_problem
 from experiments.svi import checkpoint
 from experiments.svi import fit as svi_fit
 from zoo.errors import ZooError, require
@@ -48,9 +48,10 @@ def saved_fits(folder, problems=None):
     require(folder.is_dir(), f"no such folder: {folder}")
     found = {}
     for label, (where, facts) in _noted(folder).items():
-        name = Path(facts["model"]).stem
+        variant = facts.get("variant")
+        name = variant or Path(facts["model"]).stem
         if name not in problems:
-            problems[name] = zoo.load(facts["model"], **facts["model_options"])
+            problems[name] = load_problem(facts["model"], variant, facts["model_options"])
         problem = problems[name]
         require(
             problem.data.digest == facts["data"],
@@ -78,6 +79,7 @@ def _noted(folder):
             missing = [name for name in FACTS if name not in config]
             require(not missing, f"{folder} was written by another version: no {missing}")
             facts = {name: config[name] for name in FACTS} | {"seeds": []}
+            facts["variant"] = config.get("variant")
             _, known = found.setdefault(record["label"], (folder / record["label"], facts))
             known["seeds"].append(record["seed"])
     require(

@@ -1,29 +1,29 @@
 """What a comparison is: suites as data, and the plan of runs that a suite stands for."""
 
 import hashlib
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 
 import guides
 import zoo
 from experiments.measure.calibration import RANKS_APART
-from experiments.measure.elbo import draw, latent_names
+from experiments.suitable import SUITABLE, check_names, chosen
 from experiments.svi import device as devices
 from experiments.svi.config import FitConfig, Settings, validated
 from experiments.svi.estimators import resolve
 from experiments.svi.fit import seed_list
-from experiments.svi.run import as_module
-from guides.checks import refuse_traps
-from zoo.errors import ZooError, explained, require, unknown
-
-HELD_OUT = 3  # rows of which a guide is asked before anything is fitted
+from zoo.errors import ZooError, require, unknown
 
 
 class MeasureConfig(Settings):
     """What is measured of a fitted guide, and how much is spent on it."""
+
+    LATER: ClassVar = ("costs",)
 
     num_draws: int = Field(100, ge=2)
     """Draws of each posterior for the bound and for posterior.nc."""
@@ -51,6 +51,9 @@ class MeasureConfig(Settings):
     """Draws a datum of the importance-weighted bound for that where it is not known exactly."""
     interval_temperatures: int = Field(200, ge=1)
     """Temperatures of annealed importance sampling for that, with 16 chains a datum."""
+    costs: bool = False
+    """Whether the seconds for a new datum and the memory of training are measured, for a table of
+    what guides cost."""
 
     @field_validator("rank_draws")
     @classmethod
@@ -60,17 +63,29 @@ class MeasureConfig(Settings):
         return value
 
 
+class Variant(Settings):
+    """A model under another name, with options of its own."""
+
+    model: str
+    """Name of a registered model, or a Python file."""
+    options: dict = {}
+
+
 class Suite(Settings):
     """Models x guides x seeds with their settings, as a TOML file in experiments/suites says it.
 
-    fit: fields of FitConfig; measure: of MeasureConfig; fit_for, model_options, guide_options: by
-    name of model or guide; guides_for: other guides for some models.  A model without latents gets
-    the guide `empty`, whatever the guides.
+    variants: further names for models, by which everything here knows them.  fit: fields of
+    FitConfig; measure: of MeasureConfig; fit_for, model_options, guide_options: by name of model or
+    guide; guides_for: other guides for some models.  "suitable" among guides is every registered
+    one that suits a model and can be measured, those in `without` left out, or for one model alone
+    as MODEL-GUIDE.  A model without latents gets the guide `empty`, whatever the guides.
     """
 
     title: str = "Comparison"
     models: list[str] = Field(min_length=1)
+    variants: dict[str, Variant] = {}
     guides: list[str] = Field(min_length=1)
+    without: list[str] = []
     seeds: int | list[int] = 5
     fit: dict = {}
     measure: dict = {}
@@ -79,11 +94,20 @@ class Suite(Settings):
     model_options: dict[str, dict] = {}
     guide_options: dict[str, dict] = {}
 
+    @field_validator("guides", mode="before")
+    @classmethod
+    def _one_word(cls, value):
+        return [SUITABLE] if value == SUITABLE else value
+
 
 class RunConfig(Settings):
     """One run, everything resolved: what a record repeats word for word."""
 
+    LATER: ClassVar = ("variant",)
+
     model: str
+    variant: str | None = None
+    """The name of the model with these options, where it is not the model's own."""
     model_options: dict = {}
     data: str
     """Hash of the data's rows."""
@@ -95,11 +119,18 @@ class RunConfig(Settings):
     device: str
     fit: FitConfig
     measure: MeasureConfig
+    unsuited: dict[str, str] = Field({}, exclude=True)
+    """Guides that were left out for this model, and why; no part of what tells runs apart."""
+
+    @property
+    def name(self):
+        """The name of the model, by which its problem is known."""
+        return self.variant or Path(self.model).stem
 
     @property
     def label(self):
         """Name of the run without its seed, and of its folder: model-guide."""
-        return f"{Path(self.model).stem}-{Path(self.guide).stem}"
+        return f"{self.name}-{Path(self.guide).stem}"
 
 
 def suite_names():
@@ -121,81 +152,101 @@ def plan(suite, device="auto", problems=None):
     problems: those that the caller made; the others are loaded.  Every name, option and pair is
     checked here, before anything is written.
     """
-    problems = dict(problems or {})
+    given, problems = problems or {}, {}
     device = str(devices.resolve(device))
-    for where in (suite.fit_for, suite.model_options, suite.guides_for):
-        _known("model", where, {Path(model).stem for model in suite.models}, zoo.names())
-    _known("guide", suite.guide_options, set(suite.guides), guides.names())
+    _check(suite)
     measure = validated(MeasureConfig, **suite.measure)
-    _check_names(suite)
     runs = []
     for model in suite.models:
-        name = Path(model).stem
-        options = suite.model_options.get(name, {})
-        if name not in problems:
-            problems[name] = zoo.load(model, **options)
-        elif options:
-            raise ZooError(f"{name} was made in Python: give its options there, not as settings")
-        identity = problems[name].identity
-        fit = validated(FitConfig, **(suite.fit | suite.fit_for.get(name, {})))
-        fit = resolve(fit, problems[name])
-        for guide in _guides(suite, problems[name]):
-            guide_options = guides.resolve(guide, suite.guide_options.get(guide, {}))
-            built = guides.build(guide, problems[name], **guide_options)
-            check_guide(problems[name], built, fit)
-            runs += [
-                RunConfig(
-                    model=model,
-                    model_options=identity["options"],
-                    data=identity["data"],
-                    source=_source(model),
-                    guide=guide,
-                    guide_options=guide_options,
-                    seed=seed,
-                    device=device,
-                    fit=fit,
-                    measure=measure,
-                )
-                for seed in seed_list(suite.seeds)
-            ]
-    labels = [(run.label, run.seed) for run in runs]
-    require(len(set(labels)) == len(labels), "a model or guide is named twice in the comparison")
+        problem = _problem(suite, model, given)
+        problems[problem.name] = problem
+        fit = validated(FitConfig, **(suite.fit | suite.fit_for.get(problem.name, {})))
+        fit = resolve(fit, problem)
+        names = suite.guides_for.get(problem.name, suite.guides)
+        found, unsuited = chosen(names, suite.without, problem, fit, suite.guide_options)
+        variant = suite.variants.get(model)
+        of_model = {
+            "model": variant.model if variant else model,
+            "variant": model if variant else None,
+            "model_options": problem.identity["options"],
+            "data": problem.identity["data"],
+            "source": _source(variant.model if variant else model),
+            "unsuited": unsuited,
+        }
+        runs += [
+            RunConfig(
+                **of_model,
+                guide=guide,
+                guide_options=options,
+                seed=seed,
+                device=device,
+                fit=fit,
+                measure=measure,
+            )
+            for guide, options in found.items()
+            for seed in seed_list(suite.seeds)
+        ]
+    _refuse_twice(runs)
+    _refuse_idle_options(suite, runs)
     return runs, problems
 
 
-def _check_names(suite):
-    """Refuse guides that are neither registered nor files, also where none of them is taken."""
-    for guide in {*suite.guides, *(name for names in suite.guides_for.values() for name in names)}:
-        if Path(guide).suffix != ".py" and guide not in guides.names():
-            raise unknown("guide", guide, guides.names())
+def load_problem(model, variant=None, options=None):
+    """The problem of a model, under the name of the variant where it is one."""
+    problem = zoo.load(model, **(options or {}))
+    return problem.having(name=variant) if variant else problem
 
 
-def _guides(suite, problem):
-    """The guides to fit to a problem: the one that is possible where it has no latents."""
-    if not problem.latents:
-        return ["empty"]
-    return suite.guides_for.get(problem.name, suite.guides)
+def _problem(suite, model, given):
+    """The problem of one of the suite's models, which the caller may have made."""
+    name, variant = Path(model).stem, suite.variants.get(model)
+    options = (variant.options if variant else {}) | suite.model_options.get(name, {})
+    if name not in given:
+        return load_problem(variant.model if variant else model, variant and model, options)
+    if options or variant:
+        raise ZooError(f"{name} was made in Python: give its options there, not as settings")
+    return given[name]
 
 
-def check_guide(problem, guide, fit):
-    """Refuse a guide that does not match the problem, or that a comparison cannot measure.
+def _check(suite):
+    """Refuse names that mean nothing here, or two things."""
+    _check_variants(suite)
+    here = {Path(model).stem for model in suite.models}
+    for where in (suite.fit_for, suite.model_options, suite.guides_for):
+        _known("model", where, here, zoo.names())
+    _known("guide", suite.guide_options, {*suite.guides} - {SUITABLE}, guides.names())
+    others = [name for names in suite.guides_for.values() for name in names]
+    check_names([*suite.guides, *others], suite.without, here)
 
-    It must have a log q, and an answer for held-out rows, at once or as a table that is fitted to
-    them.
-    """
-    name = getattr(guide, "name", getattr(guide, "__name__", type(guide).__name__))
-    require(
-        getattr(guide, "family", None) != "delta",
-        f"guide {name!r} is a point estimate: it has no log q, so no bound and no gap to compare; "
-        "experiments.fit finds the point",
-    )
-    guide = as_module(guide, problem)
-    refuse_traps(problem, guide, fit.takes_minibatches(len(problem.data.train)))
-    if problem.joint or getattr(guide, "tabular", False):
-        latent_names(guide, problem.data.train)
-    else:
-        with explained(f"a comparison asks guide {name!r} of held-out rows, and it has no answer"):
-            draw(problem.model, guide, problem.data.test[:HELD_OUT], 2)
+
+def _check_variants(suite):
+    """Refuse a variant whose name is taken or no name, whose model is unknown, or that is idle."""
+    taken = {Path(model).stem for model in suite.models if model not in suite.variants}
+    for name, variant in suite.variants.items():
+        require(
+            re.fullmatch(r"[A-Za-z0-9_-]+", name),
+            f"a variant's name is letters, digits, '_' and '-', got {name!r}",
+        )
+        require(
+            name not in taken and name not in zoo.names(),
+            f"variant {name!r} has the name of a model; name it otherwise",
+        )
+        if Path(variant.model).suffix != ".py" and variant.model not in zoo.names():
+            raise unknown(f"model of variant {name!r}:", variant.model, zoo.names())
+        require(name in suite.models, f"variant {name!r} is not among the models of the suite")
+
+
+def _refuse_twice(runs):
+    labels = [(run.label, run.seed) for run in runs]
+    require(len(set(labels)) == len(labels), "a model or guide is named twice in the comparison")
+
+
+def _refuse_idle_options(suite, runs):
+    """Refuse options of a guide that might suit, and by them perhaps suits no model at all."""
+    taken = {run.guide for run in runs}
+    for run in runs:
+        for guide in run.unsuited.keys() & suite.guide_options.keys() - taken:
+            raise ZooError(f"guide {guide!r} has options and no model: {run.unsuited[guide]}")
 
 
 def _source(model):

@@ -8,6 +8,7 @@ import torch
 
 import guides
 from experiments import records
+from experiments.measure.cost import memory_of_training
 from experiments.measure.measures import measure
 from experiments.saved import write_posterior
 from experiments.svi import device as devices
@@ -32,25 +33,28 @@ def run(configs, problem, folder, report=None, skip=()):
         seeds = [each.seed for each in configs]
         place = folder / config.label
         runs = fit_seeds(problem, guide, config.fit, seeds, device, place, True, report)
+        memory = devices.peak_memory(device)  # of training: the measures come after
     except Exception as error:
         return [identity(each) | failure(error) for each in wanted]
     fitted = dict(zip(seeds, runs, strict=True))
-    found = [_measured(each, problem, fitted[each.seed]) for each in wanted]
+    found = [_measured(each, problem, fitted[each.seed], memory) for each in wanted]
     if not skip and all(record["status"] == "ok" for record in found):
         with suppress(Exception):  # records first: `compare` tries again, and says what fails
             write_posterior(collect(problem, config.fit, runs), place, config.measure.num_draws)
     return found
 
 
-def _measured(config, problem, fitted):
-    """The record of a run that was trained, or could not be."""
+def _measured(config, problem, fitted, memory):
+    """The record of a run that was trained, or could not be; memory: of training all seeds."""
     started = time.perf_counter()
     try:
         if fitted.error is not None:
             raise fitted.error
-        record = {"status": "ok", "measures": _measure(problem, fitted, config)}
-        device = torch.device(config.device)
-        record |= {"trace": trace(fitted), "cost": cost(fitted, device, started)}
+        found = _measure(problem, fitted, config)
+        record = {"status": "ok", "measures": found.record(), "trace": trace(fitted)}
+        record["cost"] = cost(fitted, started) | memory | found.cost
+        if config.measure.costs:
+            record["cost"] |= memory_of_training(fitted, problem)
     except Exception as error:
         record = failure(error)
     return identity(config) | record
@@ -69,20 +73,21 @@ def failure(error):
 
 def identity(config):
     """What a record says of a run before it ran."""
-    return {
+    found = {
         "run": f"{config.label}-{config.seed}",
         "label": config.label,
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
         "environment": records.environment(devices.name(torch.device(config.device))),
     }
+    return found | ({"unsuited": config.unsuited} if config.unsuited else {})
 
 
 def _measure(problem, fitted, config):
     """The measures of a finished run under its own parameters."""
     data = problem.data.to(fitted.data.device)
     problem = problem.having(model=fitted.modules["model"], data=data)
-    return measure(problem, fitted.modules["guide"], config.measure).record()
+    return measure(problem, fitted.modules["guide"], config.measure)
 
 
 def trace(fitted):
@@ -96,7 +101,7 @@ def trace(fitted):
     }
 
 
-def cost(fitted, device, started):
+def cost(fitted, started):
     """Seconds of training, shared by seeds that were trained together, and of the measures."""
     training = fitted.seconds[-1]
     return {
@@ -105,5 +110,4 @@ def cost(fitted, device, started):
         "steps": fitted.step,
         "steps_per_second": fitted.step / training,
         **fitted.engine,
-        **devices.peak_memory(device),
     }

@@ -11,7 +11,6 @@ Source: Kingma & Welling 2014, section 2.4; Sobol points with antithetic noise: 
 
 import math
 
-import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -20,24 +19,10 @@ from torch import nn
 from experiments.measure.elbo import run_pair
 from experiments.measure.frozen import Frozen
 from guides.families import Categorical, unconstrained
+from guides.placed import even_noise, placed
 from zoo.errors import require
 
 SWEEPS = 30  # over several finite latents, whose best distributions hang on each other
-
-
-def even_noise(num_points, size, seed=0):
-    """Standard normal noise (num_points, size) with mean 0, covariance 1 and no odd moments.
-
-    num_points: a multiple of 2, and at least twice the size.
-    """
-    if size == 0:
-        return torch.zeros(num_points, 0)
-    half = num_points // 2
-    points = torch.quasirandom.SobolEngine(size, scramble=True, seed=seed).draw(half)
-    points = torch.special.ndtri(points.double().clamp(1e-6, 1 - 1e-6))
-    lower = torch.linalg.cholesky(points.T @ points / half)
-    points = torch.linalg.solve_triangular(lower, points.T, upper=False).T
-    return torch.cat([points, -points])
 
 
 class Fixed(Messenger):
@@ -66,28 +51,8 @@ class Fixed(Messenger):
             message["value"] = value[places, None]  # one for all rows: they share what follows
             self.log_q = self.log_q + fn.log_prob(message["value"])
         else:
-            message["value"] = self._placed(fn)
+            message["value"] = placed(fn, self._take)
         message["done"] = True
-
-    def _placed(self, fn):
-        """The value of a distribution at its part of the noise."""
-        if isinstance(fn, dist.Delta):
-            return fn.v
-        if isinstance(fn, dist.TransformedDistribution):
-            value = self._placed(fn.base_dist)
-            for transform in fn.transforms:
-                value = transform(value)
-            return value
-        if isinstance(fn, dist.Independent):
-            return self._placed(fn.base_dist)
-        if isinstance(fn, dist.Normal):
-            return fn.loc + fn.scale * self._take(fn.batch_shape[2:])
-        require(
-            isinstance(fn, dist.MultivariateNormal),
-            f"the search for the best of a family knows normals, not {type(fn).__name__}",
-        )
-        noise = self._take(fn.event_shape).squeeze(1)
-        return fn.loc + torch.einsum("nij,sj->sni", fn.scale_tril[0], noise)
 
     def _take(self, shape):
         """The next columns of the noise, for every combination: (draws, 1, *shape)."""

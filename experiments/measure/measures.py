@@ -9,6 +9,7 @@ import torch
 from experiments.measure import pareto
 from experiments.measure.bidirectional import evidence_interval
 from experiments.measure.calibration import Calibration, calibrate
+from experiments.measure.cost import clock, seconds_per_new_datum
 from experiments.measure.density import density
 from experiments.measure.elbo import draw, elbo
 from experiments.measure.gaps import gap_values, own_and_best, summary
@@ -31,7 +32,7 @@ class Measured:
     joint problem has no held-out data: rows, k and gaps are of the data that it was fitted to.
     k is None where all latents have few enough values to be summed over, so that every weight is
     bounded, and calibration None where it was not asked for.  skipped: {measure: why it has no
-    answer here}.
+    answer here}.  cost: seconds for new data, which are no measure of the fit and not in `record`.
     """
 
     train: dict
@@ -46,6 +47,7 @@ class Measured:
     k_se: float | None
     calibration: Calibration | None
     skipped: dict = field(default_factory=dict)
+    cost: dict = field(default_factory=dict)
 
     def record(self):
         """A nest of plain numbers; per-datum measures as means with standard errors."""
@@ -76,8 +78,10 @@ def measure(problem, guide, config):
     """
     train = _train(problem, guide, config.num_draws)
     x = problem.data.train if problem.joint else problem.data.test
-    with torch.enable_grad():
+    costs = clock(guide, x, config.costs and not problem.joint)
+    with torch.enable_grad(), costs.searching():
         own, best = own_and_best(problem, guide, x, config.restarts, config.search)
+    costs.take()
     top = None if best is None else best.guide
     values = gap_values(problem, own, x, top, config.num_draws)
     search = _search(best)
@@ -97,8 +101,10 @@ def measure(problem, guide, config):
             densities = density(problem, own, x, config.nll_draws)
     with skipping("k", skipped):
         k, k_se = _pareto(problem, own, x, rows, config.pareto_draws)
+    costs.take()
     with skipping("calibration", skipped):
         calibration = _calibration(problem, guide, config)
+    costs.take()
     return Measured(
         train=train,
         values=values,
@@ -112,6 +118,7 @@ def measure(problem, guide, config):
         k_se=k_se,
         calibration=calibration,
         skipped=skipped,
+        cost=seconds_per_new_datum(costs, len(x)),
     )
 
 

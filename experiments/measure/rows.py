@@ -31,6 +31,7 @@ from experiments.svi.estimators import can_enumerate, resolve
 from experiments.svi.loop import train
 from experiments.svi.run import Run, reset
 from guides.guide import Guide
+from guides.placed import placeable
 from zoo.errors import require
 
 PASSES = 300  # evaluations of a datum's bound in a search, at most
@@ -104,8 +105,16 @@ def _search(guide):
     """The search that suits a guide's latents; None where SVI alone does."""
     discrete = [latent for latent in guide.latents if latent.support.is_discrete]
     if can_enumerate(discrete):
-        return Search
+        return Search if all(map(placeable, _smooth(guide))) else None
     return Coordinates if coordinates.suits(guide) else None
+
+
+@torch.no_grad()
+def _smooth(guide):
+    """A distribution of every continuous latent of the guide."""
+    families = [guide.families[la.name] for la in guide.latents if not la.support.is_discrete]
+    device = next((p.device for p in guide.parameters()), None)
+    return [family(family.initial_row(1).to(device)) for family in families]
 
 
 def _fit_by_svi(problem, guide, x, start):

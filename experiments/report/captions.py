@@ -1,6 +1,6 @@
 """What the numbers of the tables are, in words."""
 
-from experiments.report.columns import DIAGNOSTICS, NLL_BY, get
+from experiments.report.columns import DIAGNOSTICS, NLL_BY, get, guide_of, model_of
 
 SPLIT = "amortization_gap_per_datum"
 
@@ -9,7 +9,7 @@ def bounds_caption(records):
     """What the numbers of the first table are, and how they came about."""
     done = [r for r in records if r["status"] == "ok"]
     errors = [get(r, ("measures", "gaps", "evidence_error_max")) for r in done]
-    joint = sorted({r["config"]["model"] for r in done if "held_out" not in r["measures"]})
+    joint = sorted({model_of(r) for r in done if "held_out" not in r["measures"]})
     shared = (
         f"The rows of {', '.join(joint)} share a latent: evidence and gaps there are those of the "
         "data fitted to, and so is the amortization gap of a table. "
@@ -47,8 +47,100 @@ def training_words(records):
     return (
         f"{words}; seconds are those of training, a program's shared by its seeds{extra}. "
         f"Engines: {', '.join(engines)}. Estimators: {', '.join(estimators)}. "
+        f"{_objective_words(records)}"
         f"Device: {first['environment']['device']} ({first['config']['device']})."
     )
+
+
+def costs_caption(records):
+    """What the numbers of the table of costs are, and which guides are not in it."""
+    done = [r for r in records if r["status"] == "ok"]
+    passes = {get(r, ("cost", "new_data")) for r in done if _answers(r) == "pass"}
+    batch = ", ".join(f"{n:,}" for n in sorted(passes)) or "no"
+    steps = max((get(r, ("measures", "gaps", "row_steps")) or 0 for r in done), default=0)
+    threads = ", ".join(str(n) for n in sorted({r["environment"]["threads"] for r in records}))
+    return (
+        "shortfall: the highest log evidence of held-out data that any guide gave the model, less "
+        "the ELBO of this guide, nats a datum: what the model lost under the guide, and the gap to "
+        "the model that the guide trained; a model's guides stand in its order. log evidence, "
+        "gaps, k, coverage and ranks: as below. ± is the standard error over seeds, which are "
+        "paired in the shortfall. seconds: of training, a program's shared by its seeds. µs per "
+        "new datum: until a held-out datum has its q; by one pass of the guide with one draw, in "
+        f"Pyro, for {batch} rows at once (median of several), or for guides with a row a datum "
+        f"({_tables(done)}) by the search for it, {_restarts(records)}at most {steps:,} steps "
+        f"a datum. MiB: what training of one seed keeps (parameters, buffers, moments) and the "
+        "most that tensors take beside it in one eager step, the data left out; "
+        f"{_counted(records)}. Threads: {threads}. {unsuited_words(records)}"
+    ).rstrip()
+
+
+def _answers(record):
+    return get(record, ("cost", "new_data_by"))
+
+
+def _tables(done):
+    return ", ".join(dict.fromkeys(guide_of(r) for r in done if _answers(r) == "search")) or "none"
+
+
+def _restarts(records):
+    count = records[0]["config"]["measure"]["restarts"]
+    return f"with {count} restart{'s' if count > 1 else ''}, " if count else ""
+
+
+def _counted(records):
+    """Who counted the memory of a step."""
+    by_gpu = records[0]["config"]["device"].startswith("cuda")
+    return "by the allocator of the GPU" if by_gpu else "by the tensors that operators return"
+
+
+def unsuited_words(records):
+    """The guides that a suite of all suitable ones does not fit to a model, and why."""
+    every, found = list(dict.fromkeys(map(model_of, records))), {}
+    for record in records:
+        for guide, why in record.get("unsuited", {}).items():
+            models = found.setdefault(why.partition(";")[0], {}).setdefault(guide, [])
+            models += [model_of(record)] * (model_of(record) not in models)
+    parts = [f"{_of_models(guides, every)} ({why})" for why, guides in found.items()]
+    return f"not suitable: {'; '.join(parts)}." if parts else ""
+
+
+def _of_models(guides, every):
+    """Guides with the models that they are not for, where it is not all of them."""
+    return ", ".join(
+        name if models == every else f"{name} for {', '.join(models)}"
+        for name, models in guides.items()
+    )
+
+
+def _objective_words(records):
+    """Which runs were trained by another objective than the plain ELBO, where there are some."""
+    named = {r["label"]: _objective(r["config"]["fit"]) for r in records}
+    others = [f"{label} by {words}" for label, words in sorted(named.items()) if words]
+    if not others:
+        return ""
+    return (
+        f"Objectives: the plain ELBO, but {'; '.join(others)}; every ELBO in the tables is the "
+        "plain one. "
+    )
+
+
+def _objective(fit):
+    """The objective of a run's settings in words, "" for the plain ELBO, as of older records."""
+    name, count = fit.get("objective", "elbo"), fit.get("num_particles")
+    words = {
+        "iwae": f"iwae ({count} particles)",
+        "dreg": f"iwae with doubly reparametrized gradients ({count} particles)",
+        "renyi": f"Renyi's bound of order {fit.get('alpha', 0):g} ({count} particles)",
+        "stl": "the ELBO sticking the landing",
+    }
+    if name != "elbo":
+        return words[name]
+    parts = [f"a KL part times {fit['beta']:g}"] if fit.get("beta", 1) != 1 else []
+    if fit.get("annealing_steps"):
+        parts.append(f"a KL part annealed over {fit['annealing_steps']:,} steps")
+    if fit.get("free_bits"):
+        parts.append(f"{fit['free_bits']:g} free nats a latent")
+    return f"the ELBO with {' and '.join(parts)}" if parts else ""
 
 
 def _search_words(records):

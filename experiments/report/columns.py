@@ -32,10 +32,36 @@ DENSITIES = {
     "seconds": BOUNDS["seconds"],
     "seconds for 100 draws": ("measures", "density", "seconds_for_100_draws"),
 }
-COLUMNS = BOUNDS | DIAGNOSTICS | DENSITIES
+COSTS = {
+    "shortfall": None,  # against the other guides of the model, see _shortfall
+    "log evidence": BOUNDS["log evidence"],
+    "total gap": BOUNDS["total gap"],
+    "approximation gap": BOUNDS["approximation gap"],
+    "amortization gap": BOUNDS["amortization gap"],
+    **{name: DIAGNOSTICS[name] for name in ("median k", "k > 0.7", "90 % covers", "ranks refused")},
+    "seconds": BOUNDS["seconds"],
+    "µs per new datum": ("cost", "seconds_per_new_datum"),
+    "MiB": ("cost", "memory_bytes"),
+}
+UNITS = {"µs per new datum": 1e6, "MiB": 2.0**-20}
+"""How many of a column's unit are one of the record's."""
+COLUMNS = BOUNDS | DIAGNOSTICS | DENSITIES | COSTS
 INTERVALS = ("log evidence", "total gap", "approximation gap")
 NLL_BY = ("measures", "density", "nll_by")
 TRAIN_EVIDENCE = ("measures", "train", "log_evidence_per_datum")
+HELD_OUT_EVIDENCE = ("measures", "gaps", "log_evidence_per_datum")
+HELD_OUT_ELBO = ("measures", "gaps", "elbo_per_datum")
+SHORTFALL = {
+    "shortfall": (HELD_OUT_EVIDENCE, HELD_OUT_ELBO),
+    **{
+        f"shortfall {end}": tuple(
+            ("measures", "gaps", name)
+            for name in (f"log_evidence_{end}_per_datum", "interval_elbo_per_datum")
+        )
+        for end in ("lower", "upper")
+    },
+}
+"""Evidence, and the bound on the same data, by which guides are behind the best."""
 
 
 def rows(records):
@@ -47,23 +73,46 @@ def rows(records):
     labels = list(dict.fromkeys(record["label"] for record in records))
     found = [_row([r for r in records if r["label"] == label]) for label in labels]
     for row in found:
-        row["training gap"] = _training_gap(row, [r for r in found if r["model"] == row["model"]])
+        group = [r for r in found if r["model"] == row["model"]]
+        row["training gap"] = behind(row, group, "evidence", "evidence")
+        row |= {name: behind(row, group, name, f"{name} own") for name in SHORTFALL}
     return found
+
+
+def by_cost(found):
+    """The rows of each model in order of their shortfall, those where it is unknown last."""
+    models = list(dict.fromkeys(row["model"] for row in found))
+
+    def place(row):
+        ends = [row[name][0] for name in SHORTFALL if row[name] is not None]
+        return models.index(row["model"]), statistics.fmean(ends) if ends else math.inf
+
+    return sorted(found, key=place)
+
+
+def guide_of(record):
+    """The guide's name; a user's own is a file."""
+    return Path(record["config"]["guide"]).stem
+
+
+def model_of(record):
+    """The name by which the comparison knows the model, a variant's own."""
+    return record["label"].removesuffix(f"-{guide_of(record)}")
 
 
 def _row(group):
     done = [record for record in group if record["status"] == "ok"]
-    guide = Path(group[0]["config"]["guide"]).stem  # a user's own is a file
     row = {
         "label": group[0]["label"],
-        "model": group[0]["label"].removesuffix(f"-{guide}"),
-        "guide": guide,
+        "model": model_of(group[0]),
+        "guide": guide_of(group[0]),
         "ok": len(done),
         "all": len(group),
-        "evidence": {r["seed"]: get(r, TRAIN_EVIDENCE) for r in done},
         "bounded": any(get(r, NLL_BY) == "importance" for r in done),
+        "searched": any(get(r, ("cost", "new_data_by")) == "search" for r in done),
+        "by seed": _by_seed(done),
     }
-    row |= {column: _mean(done, path) for column, path in COLUMNS.items() if path}
+    row |= {c: _mean(done, path, UNITS.get(c, 1)) for c, path in COLUMNS.items() if path}
     for column in INTERVALS:
         path = BOUNDS[column]
         for end in ("lower", "upper"):
@@ -72,26 +121,42 @@ def _row(group):
     return row
 
 
-def _training_gap(row, group):
-    """(mean, se) over seeds of the best guide's evidence minus this one's; None if unknown.
+def _by_seed(done):
+    """What guides are compared by, seed by seed: {name: {seed: number or None}}."""
+    found = {"evidence": TRAIN_EVIDENCE, "elbo": HELD_OUT_ELBO}
+    if done and done[0]["config"].get("measure", {}).get("costs"):
+        found |= {name: evidence for name, (evidence, _) in SHORTFALL.items()}
+        found |= {f"{name} own": own for name, (_, own) in SHORTFALL.items()}
+    return {name: {r["seed"]: get(r, path) for r in done} for name, path in found.items()}
 
-    The seeds are paired: the best guide is the one whose mean evidence is highest.
+
+def behind(row, group, of_best, own):
+    """(mean, se) over seeds of the best guide's `of_best` minus the row's `own`; None if unknown.
+
+    Both are names in "by seed".  The seeds are paired, and the best guide of the group is the one
+    whose mean is highest.
     """
-    known = [r for r in group if r["evidence"] and None not in r["evidence"].values()]
-    if row not in known:
+    mine, known = _complete(row, own), [r for r in group if _complete(r, of_best)]
+    if not mine or not known:
         return None
-    best = max(known, key=lambda r: statistics.fmean(r["evidence"].values()))
-    common = row["evidence"].keys() & best["evidence"].keys()
-    return _mean_and_se([best["evidence"][s] - row["evidence"][s] for s in sorted(common)])
+    best = max((_complete(r, of_best) for r in known), key=lambda v: statistics.fmean(v.values()))
+    return mean_and_se([best[seed] - mine[seed] for seed in sorted(best.keys() & mine.keys())])
 
 
-def _mean(records, path):
-    """(mean, se) of a field over records, or None where it is in none."""
+def _complete(row, name):
+    """{seed: number}, empty where a seed has none."""
+    found = row["by seed"].get(name, {})
+    return {} if None in found.values() else found
+
+
+def _mean(records, path, unit=1):
+    """(mean, se) of a field over records, times `unit`, or None where it is in none."""
     values = [value for value in (get(record, path) for record in records) if value is not None]
-    return _mean_and_se([float(value) for value in values])  # "inf" is how JSON has infinity
+    return mean_and_se([unit * float(value) for value in values])  # JSON's infinity is "inf"
 
 
-def _mean_and_se(values):
+def mean_and_se(values):
+    """(mean, se) of numbers, se None for a single one; None for none."""
     if not values:
         return None
     if math.inf in values:

@@ -1,7 +1,6 @@
 """The figures of a comparison; each function draws one, and leaves it out where it has no sense."""
 
 import math
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +11,8 @@ from pyro import poutine
 
 from experiments.measure.elbo import draw
 from experiments.measure.streams import stream
-from experiments.report.columns import rows
+from experiments.report.columns import model_of, rows
+from experiments.report.costs import costs
 from experiments.report.table import as_text
 from zoo.problem import sample_sites
 
@@ -36,6 +36,7 @@ def draw_figures(folder, records, fits):
     with mpl.rc_context(STYLE):
         _save(bounds(done), folder / "elbo.png")
         _save(gap_bars(done), folder / "gaps.png")
+        _save(costs(done), folder / "costs.png")
         for model, group in _by_model(fits).items():
             _save(latent_plane(model, group), folder / f"{model}-latent-plane.png")
             _save(pictures(model, group), folder / f"{model}-pictures.png")
@@ -49,12 +50,12 @@ def bounds(records):
     records = [record for record in records if len(record["trace"]["step"]) > 1]
     if not records:
         return None
-    models = list(dict.fromkeys(_model(record) for record in records))
+    models = list(dict.fromkeys(model_of(record) for record in records))
     figure = Figure(figsize=(8, 2.3 * len(models)))
     axes = figure.subplots(len(models), 2, squeeze=False, sharey="row")
     named = set()
     for (left, right), model in zip(axes, models, strict=True):
-        group = [record for record in records if _model(record) == model]
+        group = [record for record in records if model_of(record) == model]
         for guide, color in _colors(r["config"]["guide"] for r in records).items():
             runs = [r["trace"] for r in group if r["config"]["guide"] == guide]
             if runs:
@@ -210,10 +211,6 @@ def _by_model(fits):
         model = fit.problem.name
         found.setdefault(model, {})[label.removeprefix(f"{model}-")] = fit
     return found
-
-
-def _model(record):
-    return record["label"].removesuffix(f"-{Path(record['config']['guide']).stem}")
 
 
 def _colors(guides):

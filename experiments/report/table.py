@@ -3,13 +3,38 @@
 import csv
 import io
 
-from experiments.report.captions import bounds_caption, densities_caption, diagnostics_caption
-from experiments.report.columns import BOUNDS, COLUMNS, DENSITIES, DIAGNOSTICS, INTERVALS, rows
+from experiments.report.captions import (
+    bounds_caption,
+    costs_caption,
+    densities_caption,
+    diagnostics_caption,
+)
+from experiments.report.columns import (
+    BOUNDS,
+    COLUMNS,
+    COSTS,
+    DENSITIES,
+    DIAGNOSTICS,
+    INTERVALS,
+    SHORTFALL,
+    by_cost,
+    rows,
+)
 
 PERCENT = ("label error", "k > 0.7", "50 % covers", "90 % covers", "ranks refused")
 # Shown where a model has them.
-RARE = ("label error", "purity", "parameters", "test NLL", "± over data", "seconds for 100 draws")
-DIGITS = {"parameters": 0, "seconds": 1, "k > 0.7": 2, "median k": 2}
+RARE = (
+    *("label error", "purity", "parameters", "test NLL", "± over data", "seconds for 100 draws"),
+    *("µs per new datum", "MiB", *SHORTFALL),
+)
+DIGITS = {
+    "parameters": 0,
+    "seconds": 1,
+    "k > 0.7": 2,
+    "median k": 2,
+    "µs per new datum": 1,
+    "MiB": 2,
+}
 
 
 def markdown_table(title, records):
@@ -19,6 +44,8 @@ def markdown_table(title, records):
     notes = [f"- {r['run']} failed: {r['error']}" for r in failed]
     parts = [f"**{title}**"]
     measure = records[0]["config"]["measure"]
+    if measure.get("costs"):
+        parts += [_markdown(by_cost(found), COSTS), costs_caption(records)]
     if measure.get("densities"):
         parts += [_markdown(found, DENSITIES), densities_caption(records)]
     if not measure.get("densities") or measure["search"]:
@@ -32,7 +59,7 @@ def csv_table(records):
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     ends = [f"{column} {end}" for column in INTERVALS for end in ("lower", "upper")]
-    columns = [*_shown(rows(records), COLUMNS), *ends]
+    columns = [*_shown(rows(records), {**COLUMNS, **SHORTFALL}), *ends]
     names = [f"{_identifier(column)}{end}" for column in columns for end in ("", "_se")]
     ways = ["test_NLL_by"] if "test NLL" in columns else []
     writer.writerow(["model", "guide", *names, *ways, "seeds_ok", "seeds"])
@@ -45,12 +72,15 @@ def csv_table(records):
 
 def _identifier(column):
     words = column.replace("± over data", "test NLL se over data").replace(">", "above")
+    words = words.replace("µs", "microseconds").replace("MiB", "memory MiB")
     return words.replace("%", "percent").replace("-", "_").replace(" ", "_")
 
 
 def _shown(found, columns):
     """The columns but for the rare ones that no row has."""
-    return [c for c in columns if c not in RARE or any(row[c] is not None for row in found)]
+    names = {c: (c, f"{c} lower") for c in columns}
+    known = {c for c in columns for row in found for n in names[c] if row.get(n) is not None}
+    return [c for c in columns if c not in RARE or c in known]
 
 
 def _markdown(found, columns):
@@ -58,16 +88,17 @@ def _markdown(found, columns):
     head = ["model", "guide", *columns, "seeds"]
     lines = [_line(head), _line(["---", "---", *["---:"] * (len(columns) + 1)])]
     for row in found:
-        cells = [_cell(row, column) for column in columns]
+        cells = [cell(row, column) for column in columns]
         lines.append(_line([row["model"], row["guide"], *cells, f"{row['ok']}/{row['all']}"]))
     return "\n".join(lines)
 
 
-def _cell(row, column):
+def cell(row, column):
+    """A column of a row as text: mean and error over seeds, an interval, or what is not known."""
     if row[column] is None:
         low, high = row.get(f"{column} lower"), row.get(f"{column} upper")
         if low is None:
-            return "unknown" if column in BOUNDS else "–"
+            return "unknown" if column in BOUNDS or column in SHORTFALL else "–"
         return f"[{as_text(low[0], 3)}, {as_text(high[0], 3)}]"
     mean, se = row[column]
     factor, sign = (100, " %") if column in PERCENT else (1, "")

@@ -1,0 +1,69 @@
+"""Which guide to use and what it costs: a short page whose every word hangs on the records."""
+
+from experiments.report.findings import FINDINGS, code, passes_and_searches, training
+from experiments.report.table import cell
+from experiments.report.tradeoff import COST, middle
+from experiments.report.verdict import verdicts
+
+
+def page(results):
+    """The page as Markdown; empty where nothing is known.
+
+    results: {device: records of a comparison with costs}.  What is said of bounds, gaps and draws
+    is of the first device; what is said of the guide to take and its costs, of each.
+    """
+    found = {device: verdicts(records) for device, records in results.items()}
+    found = {device: every for device, every in found.items() if every}
+    if not found:
+        return ""
+    first = next(iter(found.values()))
+    sentences = [finding(first) for finding in FINDINGS] + [_costs(*one) for one in found.items()]
+    bullets = "\n".join(f"- {sentence}" for sentence in sentences if sentence)
+    return f"{_rule(found)}\n\n{_table(found)}\n\n{bullets}\n"
+
+
+def _rule(found):
+    parts = []
+    for device, every in found.items():
+        chosen = {}
+        for verdict in every:
+            chosen.setdefault(verdict.chosen["guide"], []).append(verdict.model)
+        named = [f"`{guide}` for {code(models)}" for guide, models in chosen.items()]
+        parts.append(f"on {device} {'; '.join(named)}")
+    return (
+        "Which guide should I use, and what does it cost me? Of the guides whose held-out ELBO is "
+        "within two standard errors of the highest (paired over seeds), take the one that is "
+        f"cheapest for new data: {'. And '.join(parts)}."
+    )
+
+
+def _table(found):
+    head = ["model", "highest ELBO", "within 2 se of it", "smallest gap"]
+    for device in found:
+        head += [f"take, {device}", f"µs per new datum, {device}", f"seconds to train, {device}"]
+    models = [verdict.model for verdict in next(iter(found.values()))]
+    rows = [_row(model, found.values()) for model in models]
+    lines = [head, ["---"] * 4 + ["---", "---:", "---:"] * len(found), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _row(model, devices):
+    own = [next((v for v in every if v.model == model), None) for every in devices]
+    verdict = own[0]
+    gap = min(verdict.rows, key=lambda row: middle(row, "total gap"))
+    near = [row["guide"] for row in verdict.near if row is not verdict.best]
+    best = f"{verdict.best['guide']}"
+    row = [model, best, ", ".join(near) or "none", f"{gap['guide']} {cell(gap, 'total gap')}"]
+    return row + [text for one in own for text in _taken(one)]
+
+
+def _taken(verdict):
+    if verdict is None:
+        return ["–"] * 3
+    row = verdict.chosen
+    return [row["guide"], cell(row, COST), cell(row, "seconds")]
+
+
+def _costs(device, every):
+    parts = [passes_and_searches(every), training(every)]
+    return f"On {device}: {'; '.join(part for part in parts if part)}."
