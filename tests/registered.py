@@ -13,6 +13,12 @@ LATENT = [name for name in INDEPENDENT if zoo.load(name).latents]
 """Problems of independent rows, each with latents of its own."""
 
 
+A_DATUM = {"amortized_flow", "amortized_full_rank", "importance", "semi_amortized"}
+"""Guides for densities that have an answer for every datum."""
+DENSITIES = {*A_DATUM, "flow", "full_rank", "laplace", "low_rank"}
+"""Guides for densities over numbers, all of a datum's latents together."""
+
+
 def suits(name, guide_name):
     """Whether a guide is for a model, by what its latents are; a test compares."""
     problem = zoo.load(name)
@@ -26,8 +32,12 @@ def suits(name, guide_name):
         return problem.label is not None
     if guide_name == "delta":
         return not any(latent.support.is_discrete for latent in latents)
-    if guide_name == "full_rank":
-        return all(latent.proper and not latent.support.is_discrete for latent in latents)
+    if guide_name == "structured":
+        return any(latent.length for latent in latents)
+    if guide_name in DENSITIES:
+        spread = all(latent.proper and not latent.support.is_discrete for latent in latents)
+        fits = guide_name != "laplace" or problem.num_parameters > 0
+        return spread and fits and not (guide_name in A_DATUM and problem.joint)
     return True
 
 
@@ -53,7 +63,31 @@ def recordable(name, guide_name):
     return not (guide_name == "oracle" and zoo.load(name).truth.level == "T1")
 
 
-RECORDABLE = [pair for pair in PAIRS if recordable(*pair)]
+def kind(name):
+    """What tells a guide one model from another: where its latents stand and what they are."""
+    latents = zoo.load(name).latents
+    one = [
+        (la.support.is_discrete, la.num_values is None, len(la.event_shape), la.proper, la.length)
+        for la in latents
+    ]
+    return tuple(one), tuple(la.plates for la in latents)
+
+
+KINDS = {kind(name): name for name in sorted(zoo.names(), reverse=True)}
+"""A model of every kind, the first by name."""
+OTHERS = ("mean_field", "amortized", "oracle", "empty", "semi_supervised")
+"""Guides that are run with every model also by the slower tests."""
+SAMPLE = [(model, guide) for model, guide in PAIRS if model in KINDS.values() or guide in OTHERS]
+"""Every guide with a model of every kind, and every model with some guides."""
+SMALL = {
+    "laplace": {"iterations": 2},
+    "semi_amortized": {"steps": 1, "draws": 2},
+    "importance": {"num_draws": 2},
+    "flow": {"hidden": [8]},
+    "amortized_flow": {"flow_hidden": [8]},
+}
+"""Options with which a step takes the same operations, but fewer of them."""
+RECORDABLE = [pair for pair in SAMPLE if recordable(*pair)]
 
 
 def by_gradients(problem):

@@ -22,19 +22,21 @@ def started(problem, guide, seeds=(0,), **settings):
 
 def train_eagerly(run, problem, steps=None):
     """Take steps by `pyro.infer.SVI` on the fused step's noise and batches."""
-    batches, bound = run.batches, elbo(run.config, problem)
+    batches, bound = run.batches, elbo(run.config, problem, run.modules)
 
     def loss_and_grads(*args):
         with noise.Keyed(noise.fold(noise.fold(torch.tensor(run.seed), 1), run.step)):
             return bound.loss_and_grads(*args)
 
     with isolated():
-        svi = SVI(*run.modules.values(), run.optimizer, bound.loss, loss_and_grads)
+        model, guide = run.modules["model"], run.modules["guide"]
+        svi = SVI(model, guide, run.optimizer, bound.loss, loss_and_grads)
         while run.step < (steps or run.config.steps):
             epoch, position = divmod(run.step, batches.steps_per_epoch)
             if batches.minibatches and position == 0:
                 batches.orders = shuffled(run.seed, epoch, 1, batches.num_data, CPU)
             run.optimizer.set_factor(rate_factor(run.config, run.step))
+            bound.step = run.step
             run.tick(svi.step(run.data, batches.rows(run.step)))
     return run
 

@@ -46,6 +46,8 @@ COMPILED = [
 """The pairs that are compiled too."""
 COMPILED_DOUBLE = ["auto_normal", "networks"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+ROUGH = {"linear_gaussian_ssm-amortized_full_rank": {torch.float32: 1e-3}}
+"""Sixteen correlated numbers, noise of 0.001: float32 rounds more, and float64 is held to 1e-10."""
 
 
 @pytest.fixture
@@ -117,7 +119,7 @@ def assert_same(one, two, rtol):
 def test_recorded_step_equals_trace_elbo(name, dtype, uncompiled):
     """Loss, every gradient, buffers and the random state, from the first step on."""
     ours = steps(name, OURS, fallback_random=True)
-    assert_same(steps(name, PYROS), ours, TOLERANCE[dtype])
+    assert_same(steps(name, PYROS), ours, (TOLERANCE | ROUGH.get(name, {}))[dtype])
     assert len(uncompiled) == 1
 
 

@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from registered import PAIRS, few_rows
+from registered import DENSITIES, JOINT, PAIRS, few_rows
 from scipy.stats import binom
 
 import experiments
@@ -48,8 +48,9 @@ def test_registered_model(problem, check):
 @pytest.mark.parametrize("check", PAIR_CHECKS, ids=ids)
 @pytest.mark.parametrize(("name", "guide_name"), PAIRS)
 def test_registered_pair(name, guide_name, check):
-    # One normal over the latents of all data takes a few hundred of them.
-    problem = few_rows(name, 100) if guide_name == "full_rank" else zoo.load(name)
+    # One distribution over the latents of all data takes few of them.
+    one_for_all = name in JOINT and guide_name in DENSITIES
+    problem = few_rows(name, 20) if one_for_all else zoo.load(name)
     holds(guide_name, check, problem, guides.build(guide_name, problem))
 
 

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
-from registered import RECORDABLE, by_gradients, first_rows
+from registered import RECORDABLE, SMALL, by_gradients, first_rows
 from steps import assert_close, parameters, started, train, train_eagerly
 
 import guides
@@ -25,7 +25,7 @@ def in_double(name, num_data=15):
 
 def pair(name="gaussian_lvm", guide_name="mean_field"):
     problem = in_double(name)
-    return problem, guides.build(guide_name, problem).double()
+    return problem, guides.build(guide_name, problem, **SMALL.get(guide_name, {})).double()
 
 
 def assert_steps_are_those_of_svi(problem, guide, seeds=(3,), **settings):

@@ -188,4 +188,4 @@ def test_infinite_k_stays_infinite_in_a_table():
     ]
     (row,) = table.rows(runs)
     assert row["median k"] == (math.inf, None)
-    assert table._cell(row, "median k") == "inf"
+    assert table.cell(row, "median k") == "inf"

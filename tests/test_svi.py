@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
-from registered import CONTINUOUS, PAIRS, by_gradients, few_rows
+from registered import CONTINUOUS, PAIRS, SAMPLE, by_gradients, few_rows
 
 import experiments
 import guides
@@ -24,7 +24,8 @@ from experiments.svi.stopping import critical_value, cusum, flat
 
 CPU = torch.device("cpu")
 SMALL = {"steps": 25, "batch_size": 500}
-SLOW = ("full_rank", "oracle")  # guides whose steps cost a product of matrices, or a grid, a row
+# Guides whose steps cost a product of matrices, a grid or several passes a row.
+SLOW = ("full_rank", "oracle", "flow", "amortized_flow", "laplace", "semi_amortized")
 
 
 def small_mixture():
@@ -96,9 +97,9 @@ def test_auto_takes_the_best_estimator_and_the_config_says_so():
     assert resolve(FitConfig(estimator="score"), small_mixture()).num_particles == 8
 
 
-@pytest.mark.parametrize(("name", "guide_name"), PAIRS)
+@pytest.mark.parametrize(("name", "guide_name"), SAMPLE)
 def test_same_seed_same_losses_bit_for_bit(name, guide_name):
-    problem = few_rows(name, 100 if guide_name in SLOW else 1000)
+    problem = few_rows(name, 50 if guide_name in SLOW else 1000)
     guide = guides.build(guide_name, problem)
     settings = SMALL | by_gradients(problem)
     one = experiments.fit(problem, guide, seeds=[3], **settings)
@@ -192,9 +193,9 @@ def test_stopping_rule_ends_a_run_that_has_converged():
     assert best - stopped.log_evidence(problem.data.train).mean() < 0.1
 
 
-@pytest.mark.parametrize(("name", "guide_name"), PAIRS)
+@pytest.mark.parametrize(("name", "guide_name"), SAMPLE)
 def test_resumed_run_ends_with_identical_bits(name, guide_name, tmp_path):
-    problem = few_rows(name, 100 if guide_name in SLOW else 1000)
+    problem = few_rows(name, 50 if guide_name in SLOW else 1000)
     guide = guides.build(guide_name, problem)
     settings = {"steps": 23, "batch_size": 400, "checkpoint_seconds": 1e-9} | by_gradients(problem)
     config = resolve(FitConfig(**settings), problem)
@@ -306,9 +307,9 @@ def test_bad_seeds(seeds):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("name", "guide_name"), PAIRS)
+@pytest.mark.parametrize(("name", "guide_name"), SAMPLE)
 def test_gpu_reaches_the_bound_of_the_cpu(name, guide_name):
-    problem = few_rows(name, 100 if guide_name in SLOW else 1000)
+    problem = few_rows(name, 50 if guide_name in SLOW else 1000)
     guide = guides.build(guide_name, problem)
     cpu, gpu = (
         experiments.fit(problem, guide, steps=400, device=device) for device in ("cpu", "cuda")

@@ -236,7 +236,9 @@ def test_no_pickle_is_read_or_written():
 
 def test_functions_of_pyro_that_are_traps_are_not_called():
     words = "RenyiELBO|ReweightedWakeSleep|vectorized_importance_weights|psis_diagnostic"
-    assert lines_with(words) == ""
+    found = lines_with(rf"({words})\(").splitlines()
+    # Which shows beside our own bound what the trap does.
+    assert {line.partition(":")[0] for line in found} == {"experiments/benchmarks/objectives.py"}
 
 
 def test_detaching_is_silent_in_pyro():
