@@ -11,17 +11,10 @@ Source: Kingma & Welling 2014, Auto-encoding variational Bayes;
 
 import guides
 from guides.guide import Guide
-from guides.sources import Encoder
-from zoo.nets import check_hidden
+from guides.sources import by_encoder
 
 
 @guides.register
 def build(problem, family="auto", hidden=(100, 100)):
     """The guide; hidden: widths of the encoder's layers, () for a linear encoder."""
-    check_hidden(hidden)
-    train = problem.data.train
-
-    def encoder(latent, q):
-        return Encoder(train, tuple(hidden), q.num_parameters)
-
-    return Guide("amortized", problem, encoder, family)
+    return Guide("amortized", problem, by_encoder(problem, hidden), family)

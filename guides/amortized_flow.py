@@ -16,8 +16,7 @@ import guides
 from guides.flow import Flow
 from guides.guide import Guide
 from guides.joined import joined, refuse_joint
-from guides.sources import Encoder
-from zoo.nets import check_hidden
+from guides.sources import by_encoder
 
 
 @guides.register
@@ -26,12 +25,7 @@ def build(problem, hidden=(100, 100), kind="spline", transforms=2, flow_hidden=(
 
     kind, transforms, flow_hidden, context: of the flow, as `guides.flow.Flow` takes them.
     """
-    check_hidden(hidden)
     refuse_joint("amortized_flow", problem, "flow")
     family = partial(Flow, kind=kind, transforms=transforms, hidden=flow_hidden, context=context)
-    train, vector = problem.data.train, joined("amortized_flow", problem)
-
-    def encoder(latent, q):
-        return Encoder(train, tuple(hidden), q.num_parameters)
-
+    encoder, vector = by_encoder(problem, hidden), joined("amortized_flow", problem)
     return Guide("amortized_flow", problem, encoder, family, vector)

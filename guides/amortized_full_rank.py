@@ -11,18 +11,12 @@ Source: Kingma & Welling 2019, An introduction to variational autoencoders, sect
 import guides
 from guides.guide import Guide
 from guides.joined import joined, refuse_joint
-from guides.sources import Encoder
-from zoo.nets import check_hidden
+from guides.sources import by_encoder
 
 
 @guides.register
 def build(problem, hidden=(100, 100)):
     """The guide; hidden: widths of the encoder's layers, () for a linear encoder."""
-    check_hidden(hidden)
     refuse_joint("amortized_full_rank", problem, "full_rank")
-    train, vector = problem.data.train, joined("amortized_full_rank", problem)
-
-    def encoder(latent, q):
-        return Encoder(train, tuple(hidden), q.num_parameters)
-
+    encoder, vector = by_encoder(problem, hidden), joined("amortized_full_rank", problem)
     return Guide("amortized_full_rank", problem, encoder, "full_rank", vector)

@@ -11,11 +11,10 @@ Source: Gelman et al. 2013, Bayesian data analysis, section 13.1.
 
 import guides
 from guides.guide import Guide
-from guides.sources import Table
+from guides.sources import by_table
 
 
 @guides.register
 def build(problem):
     """The guide, with one point for each training row of the problem."""
-    num_data = len(problem.data.train)
-    return Guide("delta", problem, lambda _, q: Table(num_data, q.initial_row), "delta")
+    return Guide("delta", problem, by_table(problem), "delta")

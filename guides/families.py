@@ -60,8 +60,7 @@ class FullRank:
     def __init__(self, latent):
         refuse_unsuited("full_rank", latent)
         self.latent = latent
-        self.transform, self.shape = unconstrained(latent)
-        self.size = math.prod(self.shape)
+        self.size = math.prod(unconstrained(latent)[1])
         self.num_parameters = 2 * self.size + self.size * (self.size - 1) // 2
 
     def initial_row(self, *batch):
@@ -78,7 +77,7 @@ class FullRank:
         unit = torch.diag_embed(torch.ones_like(loc)).clone()
         unit[..., *places] = below
         base = dist.MultivariateNormal(loc, scale_tril=log_scale.exp()[..., None] * unit)
-        return _carried(base, self)
+        return _carried(base, self.latent)
 
 
 class LowRank:
@@ -94,8 +93,7 @@ class LowRank:
     def __init__(self, latent, rank=1):
         refuse_unsuited("low_rank", latent)
         self.latent, self.rank = latent, rank
-        self.transform, self.shape = unconstrained(latent)
-        self.size = math.prod(self.shape)
+        self.size = math.prod(unconstrained(latent)[1])
         self.num_parameters = self.size * (2 + rank)
 
     def initial_row(self, *batch):
@@ -113,7 +111,7 @@ class LowRank:
         else:
             lower = scale[..., None] * _unit_lower(factor)
             base = dist.MultivariateNormal(loc, scale_tril=lower)
-        return _carried(base, self)
+        return _carried(base, self.latent)
 
 
 class Delta:
@@ -206,11 +204,17 @@ def _unit_lower(factor):
     return torch.linalg.cholesky(exact @ exact.mT + one).to(factor)
 
 
-def _carried(base, family):
-    """A distribution of vectors of a family's numbers, as one over its latent."""
-    flat = [] if len(family.shape) == 1 else [ReshapeTransform((family.size,), family.shape)]
-    own = [] if is_identity(family.latent.support) else [family.transform]
-    return dist.TransformedDistribution(base, flat + own) if flat + own else base
+def _carried(base, latent):
+    """A distribution of vectors of numbers, as one over a latent of as many."""
+    steps = from_vector(latent)
+    return dist.TransformedDistribution(base, steps) if steps else base
+
+
+def from_vector(latent):
+    """The transforms, none or more, from a vector of unconstrained numbers to one latent."""
+    transform, shape = unconstrained(latent)
+    flat = [] if len(shape) == 1 else [ReshapeTransform((math.prod(shape),), shape)]
+    return flat if is_identity(latent.support) else [*flat, transform]
 
 
 def unconstrained(latent):

@@ -22,16 +22,16 @@ from functools import partial
 import torch
 from pyro.contrib.zuko import ZukoToPyro
 from torch import nn
-from torch.distributions.transforms import AffineTransform, ReshapeTransform
+from torch.distributions.transforms import AffineTransform
 from zuko.distributions import DiagNormal, NormalizingFlow
 from zuko.flows import MaskedAutoregressiveTransform
 from zuko.transforms import ComposedTransform, MonotonicRQSTransform
 
 import guides
-from guides.families import is_identity, refuse_unsuited, unconstrained
+from guides.families import from_vector, refuse_unsuited, unconstrained
 from guides.guide import Guide
 from guides.joined import joined
-from guides.sources import Table
+from guides.sources import by_table
 from zoo.errors import require, require_count
 from zoo.nets import check_hidden
 
@@ -52,8 +52,7 @@ class Flow(nn.Module):
         refuse_unsuited("flow", latent)
         check_shape(kind, transforms, hidden, context)
         self.latent, self.kind, self.context = latent, kind, context
-        self.transform, self.shape = unconstrained(latent)
-        self.size = math.prod(self.shape)
+        self.size = math.prod(unconstrained(latent)[1])
         require(
             self.size > 1 or kind == "spline",
             f"flow of kind {kind!r} does not suit latent {latent.name!r}: an affine flow of one "
@@ -71,11 +70,9 @@ class Flow(nn.Module):
         """The distribution of each row: rows (..., num_parameters), batch (...)."""
         loc, log_scale, context = rows.split([self.size, self.size, self.context], -1)
         place = AffineTransform(loc, log_scale.exp(), event_dim=1)
-        flat = [] if len(self.shape) == 1 else [ReshapeTransform((self.size,), self.shape)]
-        own = [] if is_identity(self.latent.support) else [self.transform]
         maps = [one(context) for one in self.maps]
         maps = [one.inv for one in maps] if self.kind == "maf" else maps
-        from_noise = [*maps, place, *flat, *own]
+        from_noise = [*maps, place, *from_vector(self.latent)]
         # zuko's flows run from values to noise, so that this one's draws take a single pass.
         to_noise = ComposedTransform(*(one.inv for one in reversed(from_noise)))
         base = DiagNormal(torch.zeros_like(loc), torch.ones_like(loc))
@@ -139,5 +136,5 @@ def check_shape(kind, transforms, hidden, context):
 def build(problem, kind="spline", transforms=2, hidden=(64, 64), context=8):
     """The guide, for the training rows of the problem; options: those of `Flow`."""
     family = partial(Flow, kind=kind, transforms=transforms, hidden=hidden, context=context)
-    num_data, vector = len(problem.data.train), joined("flow", problem, MAX_SIZE)
-    return Guide("flow", problem, lambda _, q: Table(num_data, q.initial_row), family, vector)
+    vector = joined("flow", problem, MAX_SIZE)
+    return Guide("flow", problem, by_table(problem), family, vector)

@@ -12,7 +12,7 @@ Source: Kucukelbir et al. 2017, Automatic differentiation variational inference,
 import guides
 from guides.guide import Guide
 from guides.joined import joined
-from guides.sources import Table
+from guides.sources import by_table
 
 MAX_SIZE = 2000
 
@@ -20,7 +20,5 @@ MAX_SIZE = 2000
 @guides.register
 def build(problem):
     """The guide, for the training rows of the problem."""
-    num_data, vector = len(problem.data.train), joined("full_rank", problem, MAX_SIZE)
-    return Guide(
-        "full_rank", problem, lambda _, q: Table(num_data, q.initial_row), "full_rank", vector
-    )
+    vector = joined("full_rank", problem, MAX_SIZE)
+    return Guide("full_rank", problem, by_table(problem), "full_rank", vector)

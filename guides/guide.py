@@ -17,12 +17,10 @@ class Guide(PyroModule):
 
     local_source(latent, family) makes the source of a latent in the plate; a latent outside it
     has one free row.  joined: a `Joined` of all latents, whose vector then has the family.
-    refine(guide, x, rows): a module that answers with better rows, {latent: (n, num_parameters)},
-    than those that the sources gave for x (n, d).
     Raises ZooError for a model without latents, unless local_source is None.
     """
 
-    def __init__(self, name, problem, local_source, family="auto", joined=None, refine=None):
+    def __init__(self, name, problem, local_source, family="auto", joined=None):
         super().__init__(zoo.unique(name))
         names = ", ".join(latent.name for latent in problem.latents)
         require(names or local_source is None, f"{problem.name} has no latents: take guide 'empty'")
@@ -31,7 +29,8 @@ class Guide(PyroModule):
             not names or local_source,
             f"guide {name!r} has no q for the latents {names}: {possible}",
         )
-        self.name, self.joined, self.refine = name, joined, refine
+        self.name, self.joined = name, joined
+        self.refine = None  # a module that has better rows than the sources': refine(x, rows)
         self.plate = problem.plate
         self.has_local = any(latent.local for latent in problem.latents)
         self.latents = (joined.latent,) if joined else problem.latents
@@ -62,7 +61,7 @@ class Guide(PyroModule):
         """The parameters of q for every row of x: {latent: (n, num_parameters)}."""
         x = x if index is None else x[index]
         rows = {name: self.sources[name](x, index) for name in self._names(True)}
-        return rows if self.refine is None else self.refine(self, x, rows)
+        return rows if self.refine is None else self.refine(x, rows)
 
     def distribution(self, latent_name, rows):
         """q of that latent for rows of parameters, batch (n,)."""

@@ -47,10 +47,11 @@ class Importance(PyroModule):
         self._hidden = (problem.model,)  # in a tuple its parameters are not the guide's
 
     def forward(self, x=None, index=None):
-        size = 1 if x is None else len(x)
-        plate = pyro.plate(self.plate, size, subsample=index, dim=-1)
+        require(x is not None, "importance weighs its draws by the data: guide(x)")
+        plate = pyro.plate(self.plate, len(x), subsample=index, dim=-1)
+        zero, one = x.new_zeros(()), x.new_ones(())
         with plate:
-            place = pyro.sample(PLACE, _unit_interval(x), infer={"is_auxiliary": True})
+            place = pyro.sample(PLACE, dist.Uniform(zero, one), infer={"is_auxiliary": True})
         kept, log_q = self._kept(x if index is None else x[index], place)
         with plate:
             for number, latent in enumerate(self.latents):
@@ -78,7 +79,7 @@ class Importance(PyroModule):
         return kept, log_p.gather(0, chosen)[0] - mean
 
     def _draws(self, x, count):
-        """Draws of the base guide {latent: (count, 1, n, ...)}, their log densities: (count, n)."""
+        """Draws of the base guide {latent: (count, 1, n, ...)}, and their log q (count, 1, n)."""
         # Their plate is left of those of whoever calls, which are at -1 and -2.
         with poutine.block(hide_types=["sample"]):
             with pyro.plate("importance_draws", count, dim=-3):
@@ -87,12 +88,6 @@ class Importance(PyroModule):
         sites = sample_sites(trace)
         values = {site["name"]: site["value"] for site in sites}
         return values, sum(site["unscaled_log_prob"] for site in sites)
-
-
-def _unit_interval(x):
-    """The uniform distribution on [0, 1], where the data are."""
-    like = torch.zeros(()) if x is None else x
-    return dist.Uniform(like.new_zeros(()), like.new_ones(()))
 
 
 def _picked(values, chosen, event_shape):

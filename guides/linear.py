@@ -12,11 +12,10 @@ Source: Tipping & Bishop 1999, Probabilistic principal component analysis, eq. 7
 
 import guides
 from guides.guide import Guide
-from guides.sources import Encoder
+from guides.sources import by_encoder
 
 
 @guides.register
 def build(problem, family="auto"):
     """The guide; family: of every latent."""
-    train = problem.data.train
-    return Guide("linear", problem, lambda _, q: Encoder(train, (), q.num_parameters), family)
+    return Guide("linear", problem, by_encoder(problem, ()), family)

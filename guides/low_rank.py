@@ -17,7 +17,7 @@ import guides
 from guides.families import LowRank
 from guides.guide import Guide
 from guides.joined import joined
-from guides.sources import Table
+from guides.sources import by_table
 from zoo.errors import require_count
 
 
@@ -25,6 +25,5 @@ from zoo.errors import require_count
 def build(problem, rank=1):
     """The guide, for the training rows of the problem; rank: how many factors."""
     require_count(rank=rank)
-    num_data, vector = len(problem.data.train), joined("low_rank", problem)
-    family = partial(LowRank, rank=rank)
-    return Guide("low_rank", problem, lambda _, q: Table(num_data, q.initial_row), family, vector)
+    family, vector = partial(LowRank, rank=rank), joined("low_rank", problem)
+    return Guide("low_rank", problem, by_table(problem), family, vector)

@@ -10,11 +10,10 @@ Source: Blei, Kucukelbir & McAuliffe 2017, Variational inference: a review for s
 
 import guides
 from guides.guide import Guide
-from guides.sources import Table
+from guides.sources import by_table
 
 
 @guides.register
 def build(problem, family="auto"):
     """The guide, with one row for each training row of the problem."""
-    num_data = len(problem.data.train)
-    return Guide("mean_field", problem, lambda _, q: Table(num_data, q.initial_row), family)
+    return Guide("mean_field", problem, by_table(problem), family)

@@ -9,13 +9,7 @@ Source: Kingma & Welling 2014, section 2.4; Buchholz, Wenzel & Mandt 2018, Quasi
 import pyro.distributions as dist
 import torch
 from pyro.contrib.zuko import ZukoToPyro
-from torch.distributions import (
-    Independent,
-    LowRankMultivariateNormal,
-    MultivariateNormal,
-    Normal,
-    TransformedDistribution,
-)
+from torch.distributions import Independent, MultivariateNormal, Normal, TransformedDistribution
 
 
 def even_noise(num_points, size, seed=0):
@@ -46,8 +40,7 @@ def placeable(fn):
         return placeable(fn.dist.base)
     if isinstance(fn, TransformedDistribution | Independent):
         return placeable(fn.base_dist)
-    known = dist.Delta | Normal | MultivariateNormal | LowRankMultivariateNormal
-    return isinstance(fn, known)
+    return isinstance(fn, dist.Delta | Normal | MultivariateNormal)
 
 
 def placed(fn, take):
@@ -73,16 +66,5 @@ def placed(fn, take):
         return placed(fn.base_dist, take)
     if isinstance(fn, Normal):
         return fn.loc + fn.scale * take(fn.batch_shape[2:])
-    lower = (_lower(fn) if isinstance(fn, LowRankMultivariateNormal) else fn.scale_tril)[0]
-    return fn.loc + torch.einsum("nij,sj->sni", lower, take(fn.event_shape).squeeze(1))
-
-
-def _lower(fn):
-    """The triangular factor of a low-rank normal's covariance: that of I + U U' times the scales.
-
-    In double, since the factor U may be a hundred times the I.
-    """
-    scale = fn.cov_diag.sqrt()[..., None]
-    factor = (fn.cov_factor / scale).double()
-    inner = factor @ factor.mT + torch.eye(factor.shape[-2], device=factor.device).double()
-    return scale * torch.linalg.cholesky(inner).to(scale)
+    noise = take(fn.event_shape).squeeze(1)
+    return fn.loc + torch.einsum("nij,sj->sni", fn.scale_tril[0], noise)

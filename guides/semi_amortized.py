@@ -24,12 +24,11 @@ from guides.guide import Guide
 from guides.inside import detached, log_joint
 from guides.joined import refuse_joint
 from guides.placed import even_noise, placed
-from guides.sources import ByLatent, Encoder
-from zoo.errors import require_count
-from zoo.nets import check_hidden
+from guides.sources import ByLatent, by_encoder
+from zoo.errors import require, require_count
 
 FIRST_RATE = 0.1
-LONGEST = 1.0  # norm of a datum's gradient, in nats, beyond which it is shortened
+LONGEST = 1.0  # norm of a datum's step, over all its numbers, beyond which it is shortened
 
 
 class Refinement(nn.Module):
@@ -47,18 +46,15 @@ class Refinement(nn.Module):
         for name, q in families.items():
             self.rates[name] = Rates(steps, q.num_parameters)
 
-    def forward(self, guide, x, rows):
+    def forward(self, x, rows):
         """Rows {latent: (n, num_parameters)} after the steps, for data x (n, d)."""
-
         model = detached(self._hidden[0])
         for step in range(self.steps):
             slopes = torch.func.grad(lambda rows: self.bound(model, x, rows).sum())(rows)
-            squares = sum(slope.square().sum(-1, keepdim=True) for slope in slopes.values())
+            moves = {name: self.rates[name](step) * slope for name, slope in slopes.items()}
+            squares = sum(move.square().sum(-1, keepdim=True) for move in moves.values())
             short = LONGEST / (squares + 1e-12).sqrt().clamp(min=LONGEST)
-            rows = {
-                name: row + self.rates[name](step) * short * slopes[name]
-                for name, row in rows.items()
-            }
+            rows = {name: row + short * moves[name] for name, row in rows.items()}
         return rows
 
     def bound(self, model, x, rows):
@@ -92,15 +88,11 @@ class Rates(nn.Module):
 @guides.register
 def build(problem, family="auto", hidden=(100, 100), steps=3, draws=8):
     """The guide; hidden: widths of the encoder's layers; steps: gradient steps, each by draws."""
-    check_hidden(hidden)
     require_count(steps=steps, draws=draws)
+    require(draws % 2 == 0, f"draws come in pairs: it must be even, got {draws}")
     refuse_joint("semi_amortized", problem, "mean_field")
     for latent in problem.latents:
         refuse_unsuited("semi_amortized", latent)
-
-    def encoder(latent, q):
-        return Encoder(problem.data.train, tuple(hidden), q.num_parameters)
-
-    guide = Guide("semi_amortized", problem, encoder, family)
+    guide = Guide("semi_amortized", problem, by_encoder(problem, hidden), family)
     guide.refine = Refinement(problem, guide.families, steps, draws)
     return guide

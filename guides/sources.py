@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from zoo.errors import require
-from zoo.nets import Convolutions, MultiInput, mlp
+from zoo.nets import Convolutions, MultiInput, check_hidden, mlp
 
 
 class Rows(nn.Embedding):
@@ -110,6 +110,22 @@ class Shared(nn.Module):
 
     def forward(self, rows, index):
         return self.row if rows is None else self.row.expand(len(rows), -1)
+
+
+def by_table(problem):
+    """What makes a latent's source: a free row for each training row of a problem."""
+    num_data = len(problem.data.train)
+    return lambda latent, family: Table(num_data, family.initial_row)
+
+
+def by_encoder(problem, hidden):
+    """What makes a latent's source: an encoder whose layers have widths `hidden`.
+
+    Raises ZooError for widths that are none.
+    """
+    check_hidden(hidden)
+    train, hidden = problem.data.train, tuple(hidden)
+    return lambda latent, family: Encoder(train, hidden, family.num_parameters)
 
 
 class ByLatent(nn.ModuleDict):

@@ -23,10 +23,9 @@ from torch.distributions import constraints
 import guides
 from guides.families import choose, is_identity
 from guides.guide import Guide
-from guides.sources import Encoder, Table
+from guides.sources import by_encoder, by_table
 from zoo.chains import StateChain
 from zoo.errors import require
-from zoo.nets import check_hidden
 
 
 class NormalChain(TorchDistribution):
@@ -153,12 +152,5 @@ def build(problem, hidden=None):
         f"structured does not suit {problem.name}: none of its latents ({names}) is a chain; take "
         "full_rank for correlations, else mean_field or amortized",
     )
-    train = problem.data.train
-    if hidden is None:
-        return Guide("structured", problem, lambda _, q: Table(len(train), q.initial_row), family)
-    check_hidden(hidden)
-
-    def encoder(latent, q):
-        return Encoder(train, tuple(hidden), q.num_parameters)
-
-    return Guide("structured", problem, encoder, family)
+    source = by_table(problem) if hidden is None else by_encoder(problem, hidden)
+    return Guide("structured", problem, source, family)

@@ -133,9 +133,10 @@ def test_peak_on_a_gpu_is_the_allocators():
     assert cost.peak_bytes(lambda: (x + 1) * 2, x) == 2 * 4096
 
 
-def memory(problem, name, batch_size=100, **options):
+def memory(problem, name, batch_size=100, estimator="auto", **options):
     guide = guides.build(name, problem, **options)
-    config = resolve(validated(FitConfig, steps=3, batch_size=batch_size), problem)
+    fit = {"steps": 3, "batch_size": batch_size, "estimator": estimator}
+    config = resolve(validated(FitConfig, **fit), problem)
     (run,) = fit_seeds(problem, guide, config, [0], torch.device("cpu"))
     before = {name: value.clone() for name, value in run.modules.state_dict().items()}
     found = cost.memory_of_training(run, problem)
@@ -150,6 +151,16 @@ def test_state_is_parameters_and_two_moments_each():
     # A row of 2 locations and 2 scales, in float32, three times: but for a step count or two.
     rows_ = 3 * 4 * 4 * (len(problem.data.train) - 1)
     assert abs(table_["state_bytes"] - shared["state_bytes"] - rows_) <= 16
+
+
+def test_state_holds_what_an_estimator_learns():
+    """Of NVIL a network from 64 pixels by 100 units to one number, three numbers each."""
+    problem = zoo.load("bernoulli_lvm")
+    alone, beside = (memory(problem, "amortized", estimator=e) for e in ("score", "nvil"))
+    network = 3 * 4 * (64 * 100 + 100 + 100 + 1)
+    assert 0 <= beside["state_bytes"] - alone["state_bytes"] - network < 1000
+    for estimator in ("running_mean", "relax"):
+        assert memory(problem, "amortized", estimator=estimator)["state_bytes"] > 0
 
 
 def test_a_step_takes_memory_in_proportion_to_its_batch():

@@ -48,6 +48,21 @@ def slope(function, noise):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_flow_starts_and_starts_anew_as_a_normal(kind):
+    """Whatever the row's context: Normal(loc, scale)."""
+    flow = Flow(Latent("z", REAL, (3,), ("datum",)), kind).double()
+    row = torch.randn(5, flow.num_parameters, dtype=torch.float64)
+    z, plain = torch.randn(5, 3).double(), dist.Normal(row[:, :3], row[:, 3:6].exp()).to_event(1)
+    torch.testing.assert_close(flow(row).log_prob(z), plain.log_prob(z))
+    perturbed(flow)
+    assert (flow(row).log_prob(z) - plain.log_prob(z)).abs().min() > 1e-3
+    for module in flow.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    torch.testing.assert_close(flow(row).log_prob(z), plain.log_prob(z))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_flow_density_is_that_of_its_map(kind, support):
     """log q = log Normal(noise) - log |det dz / dnoise|, both cached and computed from values."""
@@ -206,6 +221,21 @@ def test_laplace_counts_the_slope_of_the_map_into_the_support():
     torch.testing.assert_close(found.variance[:, 0], 1 / a, rtol=1e-3, atol=1e-4)
 
 
+def squared(x=None, index=None):
+    """z ~ Normal(0, 1), x ~ Normal(z^2, 1): at z = 0 the density's curvature is 1 - 2 x."""
+    with zoo.datum(x, index) as rows:
+        z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+        pyro.sample("x", dist.Normal(z.square(), 1.0), obs=None if rows is None else rows[:, 0])
+
+
+def test_laplace_is_at_most_twice_as_wide_as_the_prior():
+    """The posterior's curvature where it is a quarter of the prior's or more, else that quarter."""
+    x = torch.tensor([[-1.0], [0.3], [0.45], [0.525]])  # Newton's method begins, and stays, at 0
+    found = Laplace(zoo.Problem(squared, zoo.data.as_dataset(x))).distribution(x)
+    torch.testing.assert_close(found.loc, torch.zeros(4, 1))
+    torch.testing.assert_close(found.variance[:, 0], torch.tensor([1 / 3, 2.5, 4.0, 4.0]))
+
+
 def test_importance_of_the_posterior_has_no_gap():
     problem = zoo.load("gaussian_lvm")
     x = problem.data.train[:50]
@@ -290,9 +320,17 @@ def test_refinement_against_a_step_by_hand():
     slope_loc = -((loc - posterior.mean)[:, None] @ precision)[:, 0]
     slope_scale = 1 - precision.diagonal(dim1=-2, dim2=-1) * (2 * log_scale).exp()
     slopes = torch.cat([slope_loc, slope_scale], -1)
-    short = (1.0 / slopes.norm(dim=-1, keepdim=True)).clamp(max=1)
-    expected = start.detach() + 0.1 * short * slopes
+    moves = 0.1 * slopes
+    lengths = moves.norm(dim=-1, keepdim=True)
+    assert lengths.min() < 1 < lengths.max()  # one that is whole and one that is shortened
+    expected = start.detach() + moves / lengths.clamp(min=1)
     torch.testing.assert_close(guide.rows(x)["z"].detach(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("draws", [1, 7])
+def test_draws_of_a_refinement_come_in_pairs(draws):
+    with pytest.raises(zoo.ZooError, match=f"must be even, got {draws}"):
+        guides.build("semi_amortized", zoo.load("gaussian_lvm"), draws=draws)
 
 
 def test_refinement_trains_the_encoder_through_its_steps():

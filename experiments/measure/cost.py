@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from experiments.measure.streams import stream
 from experiments.svi import device as devices
+from experiments.svi.discrete import own_module
 from experiments.svi.estimators import elbo
 from experiments.svi.run import Run
 
@@ -105,8 +106,8 @@ def memory_of_training(fitted, problem):
     found = {"state_bytes": 0, "step_bytes": 0}
     if run.config.estimator != "closed_form":
         with stream(0, run.data.device):
-            model, guide = run.modules.values()
-            svi = SVI(model, guide, run.optimizer, elbo(run.config, problem))
+            model, guide = run.modules["model"], run.modules["guide"]
+            svi = SVI(model, guide, run.optimizer, elbo(run.config, problem, run.modules))
             svi.step(run.data, run.batches.at(0))  # makes the moments
             for parameter in run.modules.parameters():
                 parameter.grad = None
@@ -118,8 +119,9 @@ def memory_of_training(fitted, problem):
 
 
 def _copy(fitted):
-    modules = deepcopy(torch.nn.ModuleList(fitted.modules.values()))
-    return Run(*modules, fitted.data, fitted.config, fitted.seed)
+    modules = deepcopy(fitted.modules)
+    model, guide, own = modules["model"], modules["guide"], own_module(modules)
+    return Run(model, guide, fitted.data, fitted.config, fitted.seed, own)
 
 
 def peak_bytes(call, like):

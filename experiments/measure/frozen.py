@@ -3,8 +3,9 @@
 from copy import deepcopy
 
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import nn
+
+from guides.inside import AsGiven
 
 
 class Frozen(nn.Module):
@@ -15,14 +16,6 @@ class Frozen(nn.Module):
         self.model = deepcopy(model).requires_grad_(False).eval()
 
     def forward(self, *args):
-        with poutine.block(hide_types=["param"]), _AsTheyAre():
+        # The store would ask for gradients.
+        with poutine.block(hide_types=["param"]), AsGiven():
             return self.model(*args)
-
-
-class _AsTheyAre(Messenger):
-    """Answers `param` messages with the module's own value; the store would ask for gradients."""
-
-    def _pyro_param(self, message):
-        if len(message["args"]) > 1 and isinstance(message["args"][1], nn.Parameter):
-            message["value"] = message["args"][1]
-            message["done"] = True

@@ -5,8 +5,9 @@ from unittest import mock
 
 import torch
 from pyro.ops.einsum import torch_log
-from pyro.poutine.messenger import Messenger
 from torch.overrides import TorchFunctionMode
+
+from guides.inside import AsGiven
 
 
 @contextmanager
@@ -14,14 +15,6 @@ def recordable():
     """Inside, Pyro programs can be recorded, also on parameters that are batches of seeds."""
     with AsGiven(), Detached(), mock.patch.object(torch_log, "safe_log", SafeLog.apply):
         yield
-
-
-class AsGiven(Messenger):
-    """Lets `pyro.module` take a network's parameters as they stand, without Pyro's store."""
-
-    def _pyro_param(self, message):
-        if not message["done"] and "$$$" in message["name"]:
-            message["value"], message["done"] = message["args"][1], True
 
 
 class Detached(TorchFunctionMode):
