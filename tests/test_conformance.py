@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from registered import DENSITIES, JOINT, PAIRS, few_rows
+from registered import DENSITIES, JOINT, PAIRS, SMALL, few_rows
 from scipy.stats import binom
 
 import experiments
@@ -51,7 +51,9 @@ def test_registered_pair(name, guide_name, check):
     # One distribution over the latents of all data takes few of them.
     one_for_all = name in JOINT and guide_name in DENSITIES
     problem = few_rows(name, 20) if one_for_all else zoo.load(name)
-    holds(guide_name, check, problem, guides.build(guide_name, problem))
+    holds(
+        guide_name, check, problem, guides.build(guide_name, problem, **SMALL.get(guide_name, {}))
+    )
 
 
 @pytest.mark.parametrize("name", broken.MODELS)

@@ -23,9 +23,6 @@ from experiments.svi.loop import isolated
 from experiments.svi.stopping import critical_value, cusum, flat
 
 CPU = torch.device("cpu")
-SMALL = {"steps": 25, "batch_size": 500}
-# Guides whose steps cost a product of matrices, a grid or several passes a row.
-SLOW = ("full_rank", "oracle", "flow", "amortized_flow", "laplace", "semi_amortized")
 
 
 def small_mixture():
@@ -99,9 +96,9 @@ def test_auto_takes_the_best_estimator_and_the_config_says_so():
 
 @pytest.mark.parametrize(("name", "guide_name"), SAMPLE)
 def test_same_seed_same_losses_bit_for_bit(name, guide_name):
-    problem = few_rows(name, 50 if guide_name in SLOW else 1000)
+    problem = few_rows(name)
     guide = guides.build(guide_name, problem)
-    settings = SMALL | by_gradients(problem)
+    settings = {"steps": 25, "batch_size": 20} | by_gradients(problem)
     one = experiments.fit(problem, guide, seeds=[3], **settings)
     torch.rand(7)
     two = experiments.fit(problem, guides.build(guide_name, problem), seeds=[4, 3], **settings)
@@ -195,9 +192,9 @@ def test_stopping_rule_ends_a_run_that_has_converged():
 
 @pytest.mark.parametrize(("name", "guide_name"), SAMPLE)
 def test_resumed_run_ends_with_identical_bits(name, guide_name, tmp_path):
-    problem = few_rows(name, 50 if guide_name in SLOW else 1000)
+    problem = few_rows(name)
     guide = guides.build(guide_name, problem)
-    settings = {"steps": 23, "batch_size": 400, "checkpoint_seconds": 1e-9} | by_gradients(problem)
+    settings = {"steps": 23, "batch_size": 15, "checkpoint_seconds": 1e-9} | by_gradients(problem)
     config = resolve(FitConfig(**settings), problem)
     [whole] = fit_seeds(problem, guide, config, [0], CPU)
 
@@ -309,7 +306,7 @@ def test_bad_seeds(seeds):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("name", "guide_name"), SAMPLE)
 def test_gpu_reaches_the_bound_of_the_cpu(name, guide_name):
-    problem = few_rows(name, 50 if guide_name in SLOW else 1000)
+    problem = few_rows(name)
     guide = guides.build(guide_name, problem)
     cpu, gpu = (
         experiments.fit(problem, guide, steps=400, device=device) for device in ("cpu", "cuda")
