@@ -89,6 +89,7 @@ def _changed(suite, chosen, settings):
     if chosen["models"] is not None and chosen["models"] != suite.models:
         values["title"] = f"Comparison of {', '.join(Path(name).stem for name in values['models'])}"
         _forget_variants(values, {*values["variants"]} - {*values["models"]})
+        _forget_pairs(values, {*suite.models} - {*values["models"]})
     for name, value in settings.items():
         mergeable = isinstance(value, dict) and isinstance(values.get(name), dict)
         values[name] = values[name] | value if mergeable else value
@@ -106,6 +107,11 @@ def _forget_variants(values, names):
     """Take variants out of a suite's values, with what it sets for them."""
     for where in ("variants", "fit_for", "guides_for", "model_options"):
         values[where] = {name: own for name, own in values[where].items() if name not in names}
+
+
+def _forget_pairs(values, models):
+    """Take MODEL-GUIDE pairs of these models out of what a suite leaves out."""
+    values["without"] = [n for n in values["without"] if n.rpartition("-")[0] not in models]
 
 
 def _open(folder, runs, resume):

@@ -24,6 +24,7 @@ from zoo.testing import NotApplicable, drawn_sites, log_density, traced, values_
 
 CELLS = 200_000  # draws x data in the pass that bounds the evidence
 NUMBERS = 50_000  # of latents in a pass that differentiates their density twice
+MADE_ANEW = "the guide's density is known at its own draws alone"
 SECTIONS = ("Family:", "Cannot represent:", "Needs:", "Source:")
 
 
@@ -105,6 +106,7 @@ def check_minibatch(problem, guide):
     if not draws:
         raise NotApplicable("the guide has no latents")
     inside = {site["name"] for site in drawn_sites(first) if testing.in_plate(site)}
+    _refuse_if_made_anew(guide, x, None, draws)
     mean = 0.0
     for index in testing.thirds(len(x), x.device):
         part = {name: v[index] if name in inside else v for name, v in draws.items()}
@@ -127,6 +129,7 @@ def check_rows(problem, guide):
     inside = {site["name"] for site in drawn_sites(first) if testing.in_plate(site)}
     if not inside:
         raise NotApplicable("no latent stands in the plate of the data")
+    _refuse_if_made_anew(guide, x, index, draws)
     together, _ = log_density(first, len(index))
     for row in (0, len(index) - 1):
         values = {name: v[[row]] if name in inside else v for name, v in draws.items()}
@@ -240,7 +243,7 @@ def check_uses_its_input(problem, guide):
     if not inputs:
         raise NotApplicable("the guide gives no rows to a network")
     if not log_density(first, len(index))[0].isfinite().all():
-        raise NotApplicable("the guide's density is known at its own draws alone")
+        raise NotApplicable(MADE_ANEW)
     other = x.clone()
     other[index] = x[index].roll(1, 0)
     second = traced(guide, other, index, draws)
@@ -366,6 +369,17 @@ def _refuse_points(trace):
         raise NotApplicable("the guide is a point (delta), which has no log q")
     if any(_plain(site["fn"]).v.requires_grad for site in sites):
         raise NotApplicable("the draws are functions of the guide's parameters, given its noise")
+
+
+def density_is_known(guide, x, index, draws):
+    """Whether a guide that runs again on the same rows has a density at draws it made before."""
+    return traced(guide, x, index, draws).log_prob_sum() > -math.inf
+
+
+def _refuse_if_made_anew(guide, x, index, draws):
+    """Leave a guide alone whose latents are picked among draws that it makes anew at every run."""
+    if not density_is_known(guide, x, index, draws):
+        raise NotApplicable(MADE_ANEW)
 
 
 def _plain(fn):

@@ -108,7 +108,13 @@ def build(problem, base="amortized", base_options=None, num_draws=8):
     require(problem.latents, f"{problem.name} has no latents: take guide 'empty'")
     for latent in problem.latents:
         refuse_unsuited("importance", latent)
-    inner = guides.build(base, problem, **(base_options or {}))
+    options = base_options or {}
+    require(
+        isinstance(options, dict),
+        f"base_options must be a table of the base guide's options, got {options!r}",
+    )
+    require(base != "importance", "importance of importance is importance with more num_draws")
+    inner = guides.build(base, problem, **options)
     require(
         not getattr(inner, "tabular", False) and getattr(inner, "family", None) != "delta",
         f"importance does not suit guide {base!r}, which has no density for new rows: take "

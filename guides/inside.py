@@ -26,7 +26,13 @@ class AsGiven(Messenger):
 def detached(module):
     """A copy of a module that shares its tensors, through which no gradient passes."""
     tensors = [*module.parameters(), *module.buffers()]
-    return deepcopy(module, {id(tensor): tensor.detach() for tensor in tensors})
+    # Pyro takes a note off the parameters of a module that is copied, and optimizers want it.
+    notes = [(t, t.unconstrained) for t in tensors if hasattr(t, "unconstrained")]
+    try:
+        return deepcopy(module, {id(tensor): tensor.detach() for tensor in tensors})
+    finally:
+        for tensor, note in notes:
+            tensor.unconstrained = note
 
 
 def log_joint(model, x, values, total=False, prior=False):

@@ -8,9 +8,10 @@ Cannot represent: skewness or several modes; it sees the density at its mode alo
     posterior itself where that is normal, but no optimum of the bound elsewhere.
 Needs: continuous latents, and a model with parameters to fit whose density has second derivatives;
     for shared latents at most 50 numbers in all.  New data cost `iterations` of Newton's method,
-    each as many passes of the model as a datum has latent numbers.  Where the density is not
-    concave the curvature's absolute value is taken, and at least a quarter of the prior's, so that
-    q is at most twice as wide.
+    each as many passes of the model as a datum has latent numbers; where it has not arrived by
+    then, q stands where it is, below the mode.  Where the density is not concave the curvature's
+    absolute value is taken, and at least a quarter of the prior's, so that q is at most twice as
+    wide.
 Source: MacKay 2003, Information theory, inference, and learning algorithms, chapter 27; Dauphin et
     al. 2014, Identifying and attacking the saddle point problem, for the steps; damping as in
     Marquardt 1963, An algorithm for least-squares estimation of nonlinear parameters.
@@ -30,7 +31,7 @@ from zoo.errors import require, require_count
 MAX_SIZE = 50
 LEAST = 0.25  # share of the prior's curvature that q has at least
 FLATTEST = 1e-4  # where the prior has none; that of a standard normal is 1
-DAMPINGS = (0, 1, 10, 100)  # times the largest curvature, added to every curvature
+DAMPINGS = (0, 0.03, 0.3, 3, 30, 300, 3000)  # times the largest curvature, added to every curvature
 
 
 class Laplace(nn.Module):
@@ -39,7 +40,7 @@ class Laplace(nn.Module):
     name = "laplace"
     tabular = False
 
-    def __init__(self, problem, iterations=5):
+    def __init__(self, problem, iterations=10):
         super().__init__()
         self.joined = Joined("laplace", problem, MAX_SIZE)
         self.latents, self.plate, self.joint = problem.latents, problem.plate, problem.joint
@@ -123,7 +124,7 @@ def _second(height, place):
 
 
 @guides.register
-def build(problem, iterations=5):
+def build(problem, iterations=10):
     """The guide, for a model that has parameters to fit; iterations: of Newton's method."""
     require_count(iterations=iterations)
     require(

@@ -11,19 +11,24 @@ Source: Ong, Nott & Smith 2018, Gaussian variational approximation with a factor
     structure, eq. 4.
 """
 
+import math
 from functools import partial
 
 import guides
-from guides.families import LowRank
+from guides.families import LowRank, unconstrained
 from guides.guide import Guide
 from guides.joined import joined
 from guides.sources import by_table
-from zoo.errors import require_count
+from zoo.errors import require, require_count
 
 
 @guides.register
 def build(problem, rank=1):
     """The guide, for the training rows of the problem; rank: how many factors."""
     require_count(rank=rank)
-    family, vector = partial(LowRank, rank=rank), joined("low_rank", problem)
+    vector = joined("low_rank", problem)
+    for latent in (vector.latent,) if vector else problem.latents:
+        size = math.prod(unconstrained(latent)[1])
+        require(rank <= size, f"rank must be at most {size:,}, the numbers of q, got {rank:,}")
+    family = partial(LowRank, rank=rank)
     return Guide("low_rank", problem, by_table(problem), family, vector)

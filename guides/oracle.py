@@ -21,6 +21,8 @@ import zoo
 from guides.inside import detached
 from zoo.errors import TruthUnavailable, require
 
+OTHERS = "mean_field, amortized or top_down"
+
 
 class Oracle(nn.Module):
     """A Pyro guide `guide(x, index=None)` that draws from the exact posterior.
@@ -38,12 +40,13 @@ class Oracle(nn.Module):
         if problem.truth.posterior is None:
             raise TruthUnavailable(
                 f"oracle does not suit {problem.name}, which knows no exact posterior (truth level "
-                f"{problem.truth.level}: {problem.truth.how})"
+                f"{problem.truth.level}: {problem.truth.how}); take {OTHERS}"
             )
         names = ", ".join(latent.name for latent in problem.latents)
         require(
             len(problem.latents) == 1,
-            f"oracle does not suit {problem.name}: it draws one latent, the model has {names}",
+            f"oracle does not suit {problem.name}: it draws one latent, the model has {names}; "
+            f"take {OTHERS}",
         )
         self.alter, self.latents, self.plate = alter, problem.latents, problem.plate
         self.posterior = problem.truth.posterior

@@ -147,10 +147,12 @@ def family(latent):
 def build(problem, hidden=None):
     """The guide; hidden: widths of an encoder's layers, None for a free row a training datum."""
     names = ", ".join(latent.name for latent in problem.latents)
+    discrete = any(latent.support.is_discrete for latent in problem.latents)
+    others = "" if discrete else "full_rank for correlations, else "
     require(
         not problem.latents or any(latent.length for latent in problem.latents),
         f"structured does not suit {problem.name}: none of its latents ({names}) is a chain; take "
-        "full_rank for correlations, else mean_field or amortized",
+        f"{others}mean_field or amortized",
     )
     source = by_table(problem) if hidden is None else by_encoder(problem, hidden)
     return Guide("structured", problem, source, family)

@@ -415,9 +415,37 @@ def test_vimco_of_discrete_and_continuous_latents(double):
     assert in_se(found, torch.stack(expected)).abs().max() < 4
 
 
-def test_reweighted_wake_sleep_takes_draws_as_they_are(double):
+class PlaceFirst(nn.Module):
+    """z ~ Normal(0, 1); y ~ Categorical by z; x ~ Normal(z + y, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([0.5, -0.3, 0.1]))
+
+    def forward(self, x=None, index=None):
+        with zoo.datum(x, index) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            y = pyro.sample("y", dist.Categorical(logits=z[..., None] * self.slope))
+            pyro.sample("x", dist.Normal(z + y, 1.0), obs=None if rows is None else rows[:, 0])
+
+    def log_joint(self, x, z, y):
+        """log p(x, z, y), (..., n) nats, by plain torch."""
+        log_y = (z[..., None] * self.slope).log_softmax(-1).gather(-1, y[..., None])[..., 0]
+        return -0.5 * (z**2 + (x[:, 0] - z - y) ** 2) - math.log(2 * math.pi) + log_y
+
+
+def place_first():
+    """(problem, guide) whose discrete latent hangs on the continuous one before it."""
+    model = PlaceFirst()
+    data = zoo.data.as_dataset(torch.randn(3, 1))
+    problem = zoo.Problem(model, data, log_joint=PlaceFirst.log_joint)
+    return problem, moved(guides.build("top_down", problem, hidden=()), 0.3)
+
+
+@pytest.mark.parametrize("make", [mixture, place_first])
+def test_reweighted_wake_sleep_takes_draws_as_they_are(make, double):
     """By its formula at the same draws, also for continuous latents: no path leads through them."""
-    problem, guide = mixture()
+    problem, guide = make()
     x, own = problem.data.train, problem.model
     config = resolve(FitConfig(estimator="rws", num_particles=4), problem)
     found = flat(step(problem, guide, config, x)[1])

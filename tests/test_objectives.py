@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.contrib.zuko import ZukoToPyro
 from pyro.infer import RenyiELBO
-from registered import first_rows
+from registered import CONTINUOUS, SMALL, first_rows
 from scipy import stats
 from steps import assert_close, started, train, train_eagerly
 
@@ -602,6 +602,31 @@ def test_an_oracle_moves_the_model_alone_and_alike_under_iwae_and_dreg(double):
     assert no_larger_than_noise(draws + gradients(evidence, problem.model))
 
 
+EAGER = [guide for guide in CONTINUOUS if guide not in ("delta", "importance", "oracle")]
+
+
+@pytest.mark.parametrize("objective", ["stl", "dreg"])
+@pytest.mark.parametrize("guide_name", [*EAGER, "oracle"])
+def test_every_guide_trains_by_both_paths_in_the_eager_engine(guide_name, objective, double):
+    problem = problem_of()
+    guide = guides.build(guide_name, problem, **SMALL.get(guide_name, {}))
+    settings = SETTINGS[objective] | {"steps": 3, "batch_size": 4, "engine": "eager"}
+    history = experiments.fit(problem, guide, **settings).history
+    assert history.shape == (1, 3)
+    assert history.isfinite().all()
+
+
+@pytest.mark.parametrize("weights", [{"beta": 2.0}, {"annealing_steps": 5}, {"free_bits": 0.1}])
+@pytest.mark.parametrize("base", ["amortized", "laplace"])
+def test_a_pick_among_draws_is_no_guide_for_a_weighted_kl(base, weights, double):
+    """Which draw is kept has no gradient, and matters as soon as log q is weighed by itself."""
+    problem = problem_of()
+    guide = guides.build("importance", problem, base=base, num_draws=3)
+    with pytest.raises(zoo.ZooError, match="knows it at its own draws alone"):
+        experiments.fit(problem, guide, steps=5, **weights)
+    assert experiments.fit(problem, guide, steps=5, batch_size=4).history.isfinite().all()
+
+
 REFUSED = [
     ("vae", {"objective": "renyi", "alpha": 1.0}, "alpha=1 is the ELBO"),
     ("vae", {"objective": "iwae", "alpha": 0.2}, "take objective=renyi, not iwae"),
@@ -615,6 +640,11 @@ REFUSED = [
     ("vae", {"annealing_steps": -1}, "annealing_steps: "),
     ("vae", {"annealing_steps": 11}, "at most the 10 steps of the fit, got 11"),
     ("vae", {"annealing_steps": 5, "flat_window": 10}, "take flat_window=0"),
+    ("vae", {"objective": "iwae", "flat_window": 10}, "not what this fit maximizes"),
+    ("vae", {"beta": 2.0, "flat_window": 10}, "not what this fit maximizes"),
+    ("bernoulli_lvm", {"estimator": "rws", "flat_window": 10}, "not what this fit maximizes"),
+    ("bernoulli_lvm", {"estimator": "relax", "temperature": math.inf}, "temperature: "),
+    ("bernoulli_lvm", {"estimator": "relax", "temperature": 1e-30}, "temperature: "),
     ("vae", {"objective": "iwae", "estimator": "score"}, "needs estimator=pathwise, got score"),
     ("bernoulli_mixture", {"objective": "iwae"}, "z is discrete: take objective=elbo"),
     ("gmvae", {"objective": "stl"}, "is discrete: take objective=elbo"),

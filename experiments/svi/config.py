@@ -70,7 +70,7 @@ class FitConfig(Settings):
     num_particles: int | None = Field(None, ge=1)
     """Draws a datum and step; None takes 1, 8 for score, vimco, rws and the objectives iwae, dreg
     and renyi, and 2 for disarm."""
-    temperature: float = Field(0.5, gt=0)
+    temperature: float = Field(0.5, ge=1e-3, allow_inf_nan=False)
     """Of relaxed switches under gumbel_softmax; under relax that at the first step."""
     flat_window: int = Field(0, ge=0)
     """Epochs in a window of the stopping rule; 0 never stops before the last step."""

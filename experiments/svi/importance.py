@@ -19,7 +19,7 @@ def weighted(bound, plate):
 
 
 def log_mean(log_weights):
-    """log 1/K sum_k exp w_k: (K, b) -> (b,).
+    """log 1/K sum_k exp w_k: (K, ..., b) -> (..., b).
 
     Source: Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders, eq. 8.
     """

@@ -24,6 +24,8 @@ BY_DATUM = ("iwae", "dreg", "renyi")
 """Objectives that weigh the particles of a datum against each other."""
 PARTICLES = 8
 """Their particles where none are asked for."""
+NOT_THE_ELBO = ("vimco", "rws")
+"""Estimators of the gradient of something else."""
 BY_PATH = ("stl", "dreg")
 """Objectives that score the same draws twice."""
 
@@ -69,6 +71,12 @@ def check_settings(config, problem):
         name == "elbo" or not _weighs_kl(config),
         f"beta, annealing_steps and free_bits weigh the KL part of objective=elbo, not of {name}",
     )
+    raised = is_plain(config) and config.estimator not in NOT_THE_ELBO
+    require(
+        raised or name == "stl" or config.flat_window == 0,
+        "the stopping rule watches the ELBO, which is not what this fit maximizes: take "
+        "flat_window=0",
+    )
     if not is_plain(config):
         _check_latents(config, problem)
         _check_annealing(config)
@@ -101,11 +109,6 @@ def _check_annealing(config):
         config.annealing_steps <= config.steps,
         f"annealing_steps must be at most the {config.steps:,} steps of the fit, got "
         f"{config.annealing_steps:,}",
-    )
-    require(
-        config.annealing_steps == 0 or config.flat_window == 0,
-        "the stopping rule watches the ELBO, which annealing does not raise all the time: take "
-        "flat_window=0",
     )
 
 

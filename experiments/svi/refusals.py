@@ -8,6 +8,7 @@ from experiments.measure.streams import stream
 from experiments.svi.discrete import check_switches
 from experiments.svi.objectives import BY_DATUM, BY_PATH, is_plain
 from experiments.svi.paths import Held, cut, drawn, total
+from guides.checks import density_is_known
 from zoo import testing
 from zoo.errors import explained, require
 
@@ -22,10 +23,25 @@ def refuse_guide(config, problem, guide):
         return
     latent_names(guide, problem.data.train)  # refuses points
     if config.objective == "elbo":
-        return
+        return _check_density(problem, guide)
     wrong = explained(f"the guide does not serve objective={config.objective}")
     with wrong, testing.quiet(), stream(0, problem.data.train.device), torch.no_grad():
         _check_draws(config, problem, guide)
+
+
+def _check_density(problem, guide):
+    """Refuse a guide that picks its latents among draws made anew: the pick has no gradient.
+
+    That is right for the ELBO alone, whose terms add up to the same number whatever is picked.
+    """
+    x = problem.data.train
+    with testing.quiet(), stream(0, x.device), torch.no_grad():
+        known = density_is_known(guide, x, None, testing.values_of(testing.traced(guide, x)))
+    require(
+        known,
+        "beta, annealing_steps and free_bits weigh log q by itself, and the guide knows it at its "
+        "own draws alone: take objective=elbo with nothing to weigh, or another guide",
+    )
 
 
 def _check_draws(config, problem, guide):

@@ -16,10 +16,9 @@ a path have no score.  Cost: one evaluation of the model a draw, K numbers a dra
 Source: Mnih & Rezende 2016, Variational inference for Monte Carlo objectives, eq. 10-12.
 """
 
-import math
-
 import torch
 
+from experiments.svi.importance import log_mean
 from experiments.svi.per_datum import PerDatum
 
 
@@ -28,14 +27,9 @@ class Vimco(PerDatum):
 
     def gain(self, draws):
         log_weight = draws.log_weight
-        bound = log_mean_exp(log_weight)
-        signal = (bound - log_mean_exp(with_geometric_mean(log_weight))).detach()
+        bound = log_mean(log_weight)
+        signal = (bound - log_mean(with_geometric_mean(log_weight))).detach()
         return bound + ((signal + 1 / self.num_particles) * draws.score).sum(0), 0.0
-
-
-def log_mean_exp(values):
-    """The logarithm of the mean of exponentials over the first axis."""
-    return values.logsumexp(0) - math.log(len(values))
 
 
 def with_geometric_mean(log_weight):

@@ -15,7 +15,7 @@ The loss that is reported is that of the ELBO.  Cost: one evaluation of the mode
 Source: Bornschein & Bengio 2015, Reweighted wake-sleep, eq. 3 and 6.
 """
 
-from pyro.infer.enum import get_importance_trace
+from pyro.poutine.messenger import Messenger
 
 from experiments.svi.per_datum import PerDatum
 
@@ -28,6 +28,14 @@ class WakeSleep(PerDatum):
         return (share * draws.log_p + (share - 1 / len(share)) * draws.log_q).sum(0), 0.0
 
     def _get_trace(self, model, guide, args, kwargs):
-        return get_importance_trace(
-            "flat", self.max_plate_nesting, model, guide, args, kwargs, detach=True
-        )
+        with Pathless():  # outermost: there the plates have widened every distribution
+            return super()._get_trace(model, guide, args, kwargs)
+
+
+class Pathless(Messenger):
+    """Cuts every draw off from its path where it is made, so that none enters a later density."""
+
+    def _pyro_sample(self, message):
+        if message["value"] is None:
+            drawn = message["fn"](*message["args"], **message["kwargs"])
+            message["value"], message["done"] = drawn.detach(), True
