@@ -762,6 +762,9 @@ def test_the_benchmark_finds_a_known_signal_and_writes_its_tables(tmp_path, monk
     table = (tmp_path / "objectives.md").read_text()
     assert table.count("| one | dreg | encoder |") == 2
     assert table.count("| one (T0) |") == 2
+    [tail] = results["tails"]
+    assert len(tail["k"]) == 3
+    assert max(tail["k"]) < 0.5  # a q that is wider than the posterior has bounded weights
     encoder, decoder = (
         [row["whole"][1][0] for row in results["signal"] if row["part"] == part]
         for part in ("encoder", "decoder")

@@ -152,7 +152,7 @@ def passes_and_searches(every):
     """What an answer for new data costs by either way."""
     rows = [row for verdict in every for row in verdict.rows]
     parts = []
-    for words, searched in (("one pass of a guide takes", False), ("a search for a row", True)):
+    for words, searched in (("one pass of a guide takes", False), ("a search for a row, restarts included,", True)):
         costs = sorted(row[COST][0] for row in rows if row["searched"] == searched)
         if costs:
             parts.append(f"{words} {_range([as_text(c, 1) for c in (costs[0], costs[-1])])} µs")
