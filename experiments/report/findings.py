@@ -151,8 +151,9 @@ def _passes(row):
 def passes_and_searches(every):
     """What an answer for new data costs by either way."""
     rows = [row for verdict in every for row in verdict.rows]
+    search = "a search for a row, restarts included,"
     parts = []
-    for words, searched in (("one pass of a guide takes", False), ("a search for a row, restarts included,", True)):
+    for words, searched in (("one pass of a guide takes", False), (search, True)):
         costs = sorted(row[COST][0] for row in rows if row["searched"] == searched)
         if costs:
             parts.append(f"{words} {_range([as_text(c, 1) for c in (costs[0], costs[-1])])} µs")
