@@ -361,6 +361,21 @@ def test_few_points_of_even_noise_have_mean_zero(size):
         torch.testing.assert_close(noise.T @ noise / 8, torch.eye(size, dtype=noise.dtype))
 
 
+def test_options_of_guides_that_mean_nothing_get_one_line():
+    problem = zoo.load("gaussian_lvm", latent_dim=3)
+    with pytest.raises(zoo.ZooError, match="rank must be at most 3, the numbers of q, got 4"):
+        guides.build("low_rank", problem, rank=4)
+    with pytest.raises(zoo.ZooError, match="base_options must be a table"):
+        guides.build("importance", problem, base_options=3)
+    with pytest.raises(zoo.ZooError, match="importance with more num_draws"):
+        guides.build("importance", problem, base="importance")
+    for name in ("gmvae", "hierarchical_vae"):
+        with pytest.raises(zoo.ZooError, match="take mean_field, amortized or top_down"):
+            guides.build("oracle", zoo.load(name))
+    with pytest.raises(zoo.ZooError, match="is a chain; take mean_field or amortized"):
+        guides.build("structured", zoo.load("bernoulli_lvm"))
+
+
 def test_every_rank_is_full_rank():
     """At rank = latent_dim both searches end at the same bound for every datum."""
     problem = zoo.load("gaussian_lvm", latent_dim=3)

@@ -193,6 +193,9 @@ def test_other_models_leave_a_suites_variants_behind():
     assert changed.without == []
     (run,), _ = plan(changed)
     assert run.label == "vae-amortized"
+    alone = _changed(own, {"models": ["gaussian_lvm"], "guides": None, "seeds": 1}, {})
+    assert "vae-oracle" in own.without
+    assert set(own.without) - {"vae-oracle"} == {*alone.without}
     kept = _changed(own, {"models": ["vae_10"], "guides": ["amortized"], "seeds": 1}, {})
     (run,), _ = plan(kept)
     assert run.fit.learning_rate == own.fit_for["vae_10"]["learning_rate"]

@@ -93,7 +93,7 @@ def elbo(config, problem, modules=None):
         max_plate_nesting=1,
     )
     if config.estimator in KINDS:
-        bound.temperature = config.temperature
+        bound.temperature, bound.plate = config.temperature, problem.plate
         bound.own = module(config, problem) if modules is None else own_module(modules)
     bound.losses = objectives.losses(config, problem) or mean_losses
     return bound

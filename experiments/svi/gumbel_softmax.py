@@ -34,7 +34,7 @@ class GumbelSoftmax(PerDatum):
         return (draws.log_weight + direct).mean(0), 0.0
 
     def bound(self, draws):
-        return super().bound(Draws(*self.hard, self.num_particles))
+        return super().bound(Draws(*self.hard, self.plate, self.num_particles))
 
     def _get_trace(self, model, guide, args, kwargs):
         with torch.no_grad():

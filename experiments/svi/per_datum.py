@@ -1,13 +1,10 @@
 """Base of the estimators that weigh each datum by its own draws, and what they read off traces."""
 
-import math
-
 from pyro.distributions.util import is_identically_zero
 from pyro.infer import Trace_ELBO
 
+from experiments.svi.importance import by_datum
 from zoo.problem import sample_sites
-
-PARTICLES = "num_particles_vectorized"  # Pyro's name of the plate of draws
 
 
 class PerDatum(Trace_ELBO):
@@ -15,9 +12,10 @@ class PerDatum(Trace_ELBO):
 
     own: module of what the estimator itself learns or keeps, None where there is nothing.
     updates: {name of a buffer of `own`: its value after the step}, once `gain` has run.
+    plate: name of the plate of the data.
     """
 
-    own, updates, temperature = None, {}, None
+    own, updates, temperature, plate = None, {}, None, None
 
     def gain(self, draws):
         """(what has the gradient of each datum's objective, (b,), in nats; a loss of `own`, ()).
@@ -28,7 +26,7 @@ class PerDatum(Trace_ELBO):
 
     def particle(self, model_trace, guide_trace):
         """(loss, surrogate) summed over the draws, as `mean_losses` takes them."""
-        draws = Draws(model_trace, guide_trace, self.num_particles)
+        draws = Draws(model_trace, guide_trace, self.plate, self.num_particles)
         gain, own_loss = self.gain(draws)
         surrogate = draws.scale * gain.sum() + draws.shared - own_loss
         return -self.num_particles * self.bound(draws), -self.num_particles * surrogate
@@ -51,12 +49,10 @@ class Draws:
     scale: data for each row of the minibatch, N / b.  shared: what stands outside the plate, ().
     """
 
-    def __init__(self, model_trace, guide_trace, num_particles):
-        self.guide_trace, self.num_particles = guide_trace, num_particles
-        self.scale = math.prod(f.full_size / f.size for f in _some_frames(guide_trace))
-        self.log_p, shared = self.density(model_trace)
-        self.shared = shared / num_particles
-        self.log_q, _ = self.density(guide_trace)
+    def __init__(self, model_trace, guide_trace, plate, num_particles):
+        self.guide_trace, self.plate, self.num_particles = guide_trace, plate, num_particles
+        self.log_p, self.scale, self.shared = self.density(model_trace)
+        self.log_q, _, _ = self.density(guide_trace)
         parts = [site["score_parts"] for site in sample_sites(guide_trace)]
         zero = self.log_p.new_zeros(())
         self.score = self._by_draw(sum((p.score_function for p in parts if _scored(p)), zero))
@@ -68,34 +64,17 @@ class Draws:
         return self.log_p - self.log_q
 
     def density(self, trace):
-        """(log density of every draw of every datum, (P, b); that of what they share, ())."""
-        rows, shared = 0.0, 0.0
-        for site in sample_sites(trace):
-            if _frames(site):
-                rows = rows + site["log_prob"]
-            else:
-                shared = shared + site["log_prob"].sum()
-        self.num_rows = rows.shape[-1]
-        return self._by_draw(rows) / self.scale, shared
+        """(log density of every draw and datum, (P, b); N / b; that of what they share, ())."""
+        return by_datum(trace, self.plate, self.num_particles)
 
     def entries(self, value):
         """Values of a site, batch first, as vectors: (P, b, k)."""
-        return value.reshape(self.num_particles, self.num_rows, -1)
+        return value.reshape(*self.log_p.shape, -1)
 
     def _by_draw(self, value):
-        return value.expand(self.num_particles, self.num_rows)
+        return value.expand(self.log_p.shape)
 
 
 def _scored(parts):
     """Whether no path leads through a site's draws."""
     return not is_identically_zero(parts.score_function)
-
-
-def _frames(site):
-    """The plates that a site stands in, that of the draws left out."""
-    return [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
-
-
-def _some_frames(trace):
-    """The plates of the first site that stands in any."""
-    return next((found for site in sample_sites(trace) if (found := _frames(site))), [])
