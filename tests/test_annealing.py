@@ -12,7 +12,7 @@ from scipy import integrate
 import experiments
 import guides
 import zoo
-from experiments.measure import annealing
+from experiments.measure import annealing, bidirectional
 from experiments.measure.annealing import Setting, ais, anneal, gibbs, sigmoid
 from experiments.measure.bidirectional import bdmc, evidence_interval, simulated_rows
 from experiments.measure.evidence import iwae
@@ -386,6 +386,27 @@ def test_interval_of_a_vae_of_ten_latents_is_narrow():
     assert problem.truth.level == "T2"
     assert abs(found.width) + 2 * found.width_se < 0.1
     assert found.upper == found.lower.mean + found.width
+
+
+@pytest.mark.parametrize("guide_name", ["amortized", "amortized_flow", "laplace"])
+def test_annealing_starts_where_densities_are_quick(guide_name, small_vae, monkeypatch):  # noqa: F811
+    """A flow's, or a guide's with auxiliary latents, give way to independent normals."""
+    problem, x = small_vae
+    guide, started = guides.build(guide_name, problem), []
+    used = bidirectional.ais
+
+    def noted(problem, x, start, *arguments, **setting):
+        started.append(start)
+        return used(problem, x, start, *arguments, **setting)
+
+    monkeypatch.setattr(bidirectional, "ais", noted)
+    found = evidence_interval(problem, guide, x[:20], 2, num_units=20, num_temperatures=20)
+    [start] = started
+    assert (start is guide) == (guide_name == "amortized")
+    assert start.name == ("amortized" if start is guide else "mean_field")
+    exact = problem.log_evidence(x[:20]).mean().item()
+    assert found.lower.mean < exact + 0.02
+    assert exact - 0.1 < found.upper + 2 * found.width_se
 
 
 def test_interval_takes_the_higher_bound_and_its_own_width(small_vae):  # noqa: F811

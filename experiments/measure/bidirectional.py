@@ -12,12 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from pyro import poutine
+from pyro.contrib.zuko import ZukoToPyro
 
+import guides
 from experiments.measure.annealing import ais, anneal, can_start, settled, ways
 from experiments.measure.evidence import Bound, check_count, iwae, log_mean
 from experiments.measure.rows import fit_rows
 from experiments.measure.simulation import simulate, training_rows
 from experiments.measure.streams import seeds, stream
+from zoo.problem import base_distribution, sample_sites
 
 
 @dataclass(frozen=True)
@@ -77,17 +81,17 @@ def bdmc(problem, guide=None, num_units=100, seed=0, **setting):
     guide = None if problem.joint else guide
     drawn = [simulated_rows(problem, num_rows, own) for own in seeds(seed, sets)]
     with stream(seed, problem.data.train.device):
-        guides = [answering(problem, guide, x) for x, _ in drawn]
+        starts = [answering(problem, guide, x) for x, _ in drawn]
         pairs = [
             anneal(way, setting, {name: v[None, block] for name, v in latents.items()})
-            for (x, latents), start in zip(drawn, guides, strict=True)
+            for (x, latents), start in zip(drawn, starts, strict=True)
             for block, way in ways(problem, x, start, setting)
         ]
     up, down = (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
     value, se = log_mean(-down)
     bounds = Bound(*log_mean(up), len(up)), Bound(-value, se, len(up))
     if not problem.joint:
-        return TwoSided(*bounds, *drawn[0], *guides)
+        return TwoSided(*bounds, *drawn[0], *starts)
     latents = {name: torch.stack([d[1][name] for d in drawn]) for name in drawn[0][1]}
     return TwoSided(*bounds, torch.stack([x for x, _ in drawn]), latents, None)
 
@@ -98,12 +102,11 @@ def evidence_interval(problem, guide, x, num_draws=5000, num_units=100, seed=0, 
     Importance weighting with num_draws draws and annealing each give a lower bound on x.  The
     width comes from data simulated from the model, where there are bounds from both sides.  It is
     honest of real data as far as the model fits them; see Interval.upper.  Annealing starts from
-    the guide; from the prior for a joint problem, whose guide holds for one data set only, and for
-    a guide with auxiliary latents.
+    the guide where it can, else from the best diagonal normals or the prior: see `_start`.
     Returns an Interval.  Raises ZooError as `iwae` and `ais` do.
     """
     importance = iwae(problem, guide, x, num_draws, seed)
-    start = None if problem.joint or not can_start(problem, guide, x) else guide
+    start = _start(problem, guide, x)
     annealing = ais(problem, x, start, seed, **setting)
     simulated = bdmc(problem, start, num_units, seed + 1, **setting)
     width, chosen, method = simulated.width, annealing, "annealing"
@@ -116,6 +119,28 @@ def evidence_interval(problem, guide, x, num_draws=5000, num_units=100, seed=0, 
             width = simulated.upper.value - iwae(problem, own, simulated.x, num_draws, seed).value
     se = width.std().item() / math.sqrt(len(width)) if len(width) > 1 else math.nan
     return Interval(chosen, method, width.mean().item(), se)
+
+
+def _start(problem, guide, x):
+    """Where annealing for rows x starts: the guide, or one that is better suited.
+
+    None, the prior, for a joint problem, whose guide holds for one data set only.  A guide of
+    independent normals, fitted to x, in place of one that draws more than the latents, or of a
+    flow, whose density of a given value takes as many passes as there are numbers.
+    """
+    if problem.joint:
+        return None
+    if can_start(problem, guide, x) and not _has_flow(guide, x):
+        return guide
+    if any(latent.support.is_discrete for latent in problem.latents):
+        return None
+    return fit_rows(problem, guides.build("mean_field", problem), x).guide
+
+
+def _has_flow(guide, x):
+    with stream(0, x.device), torch.no_grad():
+        sites = sample_sites(poutine.trace(guide).get_trace(x))
+    return any(isinstance(base_distribution(site["fn"]), ZukoToPyro) for site in sites)
 
 
 def simulated_rows(problem, num_rows, seed):
