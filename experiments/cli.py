@@ -42,6 +42,12 @@ Option = Annotated[
         "--option", "-o", metavar="NAME=VALUE", help="An option of the model; repeatable."
     ),
 ]
+GuideOption = Annotated[
+    list[str],
+    typer.Option(
+        "--guide-option", "-g", metavar="NAME=VALUE", help="An option of the guide; repeatable."
+    ),
+]
 
 
 @app.command("list")
@@ -90,6 +96,7 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints.")] = False,
     device: Device = "auto",
     option: Option = [],  # noqa: B006
+    guide_option: GuideOption = [],  # noqa: B006
     setting: Setting = [],  # noqa: B006
 ):
     """Fit one guide to one model by SVI with Trace_ELBO."""
@@ -99,11 +106,11 @@ def fit(
     from experiments.saved import note_fit
     from experiments.settings import read_settings
 
-    problem = zoo.load(model, **read_settings(option))
+    problem, guide_options = zoo.load(model, **read_settings(option)), read_settings(guide_option)
     with console.status(f"{problem.name}, {guide}: {seeds} x {steps} steps"):
         found = experiments.fit(
             problem,
-            guides.build(guide, problem),
+            guides.build(guide, problem, **guide_options),
             steps=steps,
             seeds=seeds,
             device=device,
@@ -112,7 +119,7 @@ def fit(
             **read_settings(setting),
         )
     if out is not None:
-        note_fit(out, problem, model, guide, found.seeds)
+        note_fit(out, problem, model, guide, guide_options, found.seeds)
     point = getattr(found.guides[0], "family", None) == "delta"
     _print_bounds(found, point)
     if point:

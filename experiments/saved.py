@@ -15,12 +15,12 @@ TREE_CELLS = 500_000  # draws x data of a seed in posterior.nc
 FACTS = ("model", "model_options", "data", "guide", "guide_options")
 
 
-def note_fit(folder, problem, model, guide, seeds):
+def note_fit(folder, problem, model, guide, guide_options, seeds):
     """Write what `saved_fits` needs to know of a single fit beside its checkpoints.
 
     model: name or file of the model; guide: name of the guide.
     """
-    facts = {"model": model, "guide": guide, "guide_options": {}, "seeds": list(seeds)}
+    facts = {"model": model, "guide": guide, "guide_options": guide_options, "seeds": list(seeds)}
     facts |= {"model_options": problem.options, "data": problem.data.digest}
     checkpoint.write_bytes(Path(folder) / FIT_FILE, json.dumps(facts, default=str).encode())
 

@@ -67,6 +67,14 @@ COMMANDS = {
     "settings of no model": (["compare", "mnits"], "known: mnist,"),
     "no components": (["fit", "bernoulli_mixture", "amortized", "-o", "num_components=0"], "got 0"),
     "unknown noise": (["fit", "gaussian_lvm", "amortized", "-o", "noise=diag"], "known: diagonal,"),
+    "kind of no flow": (
+        ["fit", "vae", "flow", "-g", "kind=planar"],
+        "kind must be one of spline, iaf, maf, got 'planar'",
+    ),
+    "unknown option of a guide": (
+        ["fit", "gaussian_lvm", "low_rank", "-g", "ranks=2"],
+        "known: rank",
+    ),
     "layer of no width": (["fit", "vae", "amortized", "-o", "hidden=[0]"], "widths of at least 1"),
     "score for a continuous latent": (
         ["compare", "vae", "--set=estimator=enumeration"],

@@ -65,6 +65,15 @@ def test_its_numbers_are_those_of_the_records(folder):
         assert json.loads(json.dumps(one)) == record["measures"]
 
 
+def test_options_of_a_fits_guide_are_kept(tmp_path):
+    from experiments.saved import saved_fits
+
+    out = tmp_path / "out"
+    assert run("fit", "gaussian_lvm", "low_rank", "-g", "rank=2", "--steps=5", "--out", out) == 0
+    [found] = saved_fits(out).values()
+    assert found.guides[0].families["z"].rank == 2
+
+
 def test_a_single_fit_is_diagnosed(tmp_path, capsys):
     out = tmp_path / "out"
     assert run("fit", "gaussian_lvm", "mean_field", "--steps=20", "--out", out) == 0
