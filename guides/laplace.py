@@ -31,7 +31,8 @@ from zoo.errors import require, require_count
 MAX_SIZE = 50
 LEAST = 0.25  # share of the prior's curvature that q has at least
 FLATTEST = 1e-4  # where the prior has none; that of a standard normal is 1
-DAMPINGS = (0, 0.03, 0.3, 3, 30, 300, 3000)  # times the largest curvature, added to every curvature
+DAMPINGS = (4096, 512, 64, 4, 0.5, 0.03125, 0)  # times the largest curvature, added to every one
+ROUNDING = 16  # times the last digit of a height: what is no difference
 
 
 class Laplace(nn.Module):
@@ -92,7 +93,8 @@ class Laplace(nn.Module):
     def _climbed(self, height, start):
         """Where Newton's method arrives from vectors (..., size).
 
-        Of the whole step and shorter ones, which lean to the slope, the best is taken, if it rises.
+        Shorter steps lean to the slope; the longest that is not lower than those before is taken,
+        up to rounding: so what rounding says near the mode has no say.
         """
         place, top = start, height(start)
         for _ in range(self.iterations):
@@ -105,7 +107,8 @@ class Laplace(nn.Module):
             for moved in tries:
                 tried = beginning + (axes @ moved[..., None])[..., 0]
                 found = height(tried)
-                rises = found > top
+                slack = ROUNDING * torch.finfo(top.dtype).eps * top.abs().clamp(min=1)
+                rises = found >= top - slack
                 place = torch.where(rises[..., None], tried, place)
                 top = torch.where(rises, found, top)
         return place
