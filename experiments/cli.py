@@ -120,13 +120,18 @@ def fit(
         )
     if out is not None:
         note_fit(out, problem, model, guide, guide_options, found.seeds)
+    _report_fit(found, out)
+
+
+def _report_fit(found, out):
+    """Print a line a seed, and write posterior.nc where there is a place and a posterior."""
+    from experiments.measure import bridge
+
     point = getattr(found.guides[0], "family", None) == "delta"
     _print_bounds(found, point)
     if point:
         console.print("a point estimate has no log q, so there is no posterior.nc to write")
     elif out is not None:
-        from experiments.measure import bridge
-
         bridge.write(found.to_datatree(predictive=False), out / "posterior.nc")
 
 

@@ -644,6 +644,7 @@ REFUSED = [
     ("vae", {"beta": 2.0, "flat_window": 10}, "not what this fit maximizes"),
     ("bernoulli_lvm", {"estimator": "rws", "flat_window": 10}, "not what this fit maximizes"),
     ("bernoulli_lvm", {"estimator": "relax", "temperature": math.inf}, "temperature: "),
+    ("bernoulli_lvm", {"estimator": "score", "temperature": 3.0}, "relax, not score"),
     ("bernoulli_lvm", {"estimator": "relax", "temperature": 1e-30}, "temperature: "),
     ("vae", {"objective": "iwae", "estimator": "score"}, "needs estimator=pathwise, got score"),
     ("bernoulli_mixture", {"objective": "iwae"}, "z is discrete: take objective=elbo"),

@@ -84,15 +84,8 @@ def measure(problem, guide, config):
     costs.take()
     top = None if best is None else best.guide
     values = gap_values(problem, own, x, top, config.num_draws)
-    search = _search(best)
-    bounded, skipped = {}, {}
-    k, k_se, calibration = None, None, None
-    if problem.truth.log_evidence is not None:
-        error = problem.evidence_error(x).max().item()
-        search["evidence_error_max"] = error / (len(x) if problem.joint else 1)
-    elif config.interval_rows:
-        with skipping("evidence interval", skipped):
-            bounded = _between_bounds(problem, own, top, x, config)
+    skipped, k, k_se, calibration = {}, None, None, None
+    known, bounded = _evidence(problem, own, top, x, config, skipped)
     rows = subset(x, config.pareto_rows)
     labels = None if problem.joint else problem.data.test_labels
     densities = {}
@@ -108,7 +101,7 @@ def measure(problem, guide, config):
     return Measured(
         train=train,
         values=values,
-        search=search,
+        search=_search(best) | known,
         bounded=bounded,
         held_out={} if problem.joint else _held_out(problem, own, train, values, config),
         density=densities,
@@ -120,6 +113,17 @@ def measure(problem, guide, config):
         skipped=skipped,
         cost=seconds_per_new_datum(costs, len(x)),
     )
+
+
+def _evidence(problem, own, best, x, config, skipped):
+    """(its stated error where it is known, gaps of some rows where it is put between bounds)."""
+    if problem.truth.log_evidence is not None:
+        error = problem.evidence_error(x).max().item()
+        return {"evidence_error_max": error / (len(x) if problem.joint else 1)}, {}
+    if config.interval_rows:
+        with skipping("evidence interval", skipped):
+            return {}, _between_bounds(problem, own, best, x, config)
+    return {}, {}
 
 
 def _search(best):

@@ -52,8 +52,8 @@ def _row(model, devices):
     verdict = own[0]
     gap = min(verdict.rows, key=lambda row: middle(row, "total gap"))
     near = [row["guide"] for row in verdict.near if row is not verdict.best]
-    best = f"{verdict.best['guide']}"
-    row = [model, best, ", ".join(near) or "none", f"{gap['guide']} {cell(gap, 'total gap')}"]
+    smallest = f"{gap['guide']} {cell(gap, 'total gap')}"
+    row = [model, verdict.best["guide"], ", ".join(near) or "none", smallest]
     return row + [text for one in own for text in _taken(one)]
 
 

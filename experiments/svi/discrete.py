@@ -32,6 +32,8 @@ PARTICLES = {"score": 8, "vimco": 8, "rws": 8, "disarm": 2}
 """Draws a datum and step where the config leaves them open; 1 for the others."""
 SWITCHES = ("gumbel_softmax", "relax", "disarm")
 """Which need Bernoulli latents."""
+RELAXED = ("gumbel_softmax", "relax")
+"""Which have a temperature, and feed the model switches between 0 and 1."""
 ALONE = ("relax", "disarm")
 """Which need one latent and no other beside it."""
 OTHERS = "use score or enumeration"
@@ -83,7 +85,7 @@ def check_problem(estimator, problem, num_particles):
             f"{estimator} takes one latent, a vector of switches, and {name} has {names}: "
             f"{OTHERS}, or vimco, rws, nvil or running_mean",
         )
-    if estimator in ("gumbel_softmax", "relax"):
+    if estimator in RELAXED:
         _check_relaxed(estimator, problem, discrete)
 
 

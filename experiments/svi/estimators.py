@@ -16,7 +16,15 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 from experiments.svi import objectives
-from experiments.svi.discrete import KINDS, PARTICLES, check_problem, module, own_module
+from experiments.svi.config import FitConfig
+from experiments.svi.discrete import (
+    KINDS,
+    PARTICLES,
+    RELAXED,
+    check_problem,
+    module,
+    own_module,
+)
 from experiments.svi.surrogate import enumerated_particle, mean_losses, particle
 from zoo.distributions import MAX_VALUES
 from zoo.errors import ZooError, require
@@ -56,6 +64,10 @@ def resolve(config, problem):
     if estimator == "enumeration":
         require(discrete, "nothing to enumerate: no latent is discrete; use pathwise")
         require(finite, f"{names} cannot be enumerated: {_too_many(discrete)}; use score")
+    require(
+        estimator in RELAXED or config.temperature == FitConfig.model_fields["temperature"].default,
+        f"temperature is that of relaxed switches, of {' or '.join(RELAXED)}, not {estimator}",
+    )
     objectives.check_settings(config.model_copy(update={"estimator": estimator}), problem)
     several = objectives.PARTICLES if config.objective in objectives.BY_DATUM else 1
     num_particles = config.num_particles or PARTICLES.get(estimator, several)
