@@ -13,10 +13,10 @@ from copy import deepcopy
 import pyro
 import pyro.distributions as dist
 import torch
-from torch.distributions import constraints
 
 import guides
 import zoo.checks
+from guides.families import is_identity
 from zoo import testing
 from zoo.checks import same_again
 from zoo.errors import ZooError, explained, require
@@ -67,7 +67,7 @@ def check_supports(problem, guide):
             continue
         inside = supports[name].check(site["value"]).all()
         if not isinstance(_plain(site["fn"]), dist.Delta | dist.TransformedDistribution):
-            inside &= _is_real(supports[name]) or not _is_real(site["fn"].support)
+            inside &= is_identity(supports[name]) or not is_identity(site["fn"].support)
         require(
             inside,
             f"the guide draws latent {name!r} outside its support {supports[name]}: carry the "
@@ -393,12 +393,6 @@ def _plain(fn):
     while hasattr(fn, "base_dist") and not isinstance(fn, dist.TransformedDistribution):
         fn = fn.base_dist
     return fn
-
-
-def _is_real(support):
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.real
 
 
 def _values(trace):

@@ -282,7 +282,7 @@ def refuse_improper(family, latent):
 
 
 def is_identity(support):
-    """Whether a support is all real numbers, of whatever shape."""
+    """Whether a support is all real numbers, of whatever shape; a copied guide has a copy of it."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support is constraints.real
+    return isinstance(support, type(constraints.real))

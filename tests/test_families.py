@@ -1,5 +1,6 @@
 """Densities of the families beyond the diagonal normal, each against an answer of its own."""
 
+import copy
 import math
 
 import pyro
@@ -406,3 +407,12 @@ def test_newtons_method_arrives_at_the_mode():
     height = guide.log_density(problem.model, x, mode).sum()
     (slope,) = torch.autograd.grad(height, mode)
     assert (slope.norm(dim=-1) < 0.1).double().mean() >= 0.99
+
+
+@pytest.mark.parametrize("name", ["mean_field", "full_rank", "low_rank"])
+def test_a_copied_guide_has_the_same_q(name):
+    """`fit` copies guides: their q must still be plain normals, with means and entropies."""
+    guide = guides.build(name, zoo.load("vae"))
+    rows = guide.rows(guide.sources["z"].rows.weight)
+    plain, copied = (type(g.distribution("z", rows["z"])) for g in (guide, copy.deepcopy(guide)))
+    assert plain is copied
