@@ -12,6 +12,7 @@ import torch
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ReshapeTransform
 
+from guides.noted import CorrelatedNormal
 from zoo.distributions import BernoulliVector, CategoricalVector, is_boolean
 from zoo.errors import ZooError, require, unknown
 
@@ -76,7 +77,7 @@ class FullRank:
         places = torch.tril_indices(self.size, self.size, -1, device=rows.device)
         unit = torch.diag_embed(torch.ones_like(loc)).clone()
         unit[..., *places] = below
-        base = dist.MultivariateNormal(loc, scale_tril=log_scale.exp()[..., None] * unit)
+        base = CorrelatedNormal(loc, scale_tril=log_scale.exp()[..., None] * unit)
         return _carried(base, self.latent)
 
 
@@ -110,7 +111,7 @@ class LowRank:
             base = dist.LowRankMultivariateNormal(loc, scale[..., None] * factor, scale.square())
         else:
             lower = scale[..., None] * _unit_lower(factor)
-            base = dist.MultivariateNormal(loc, scale_tril=lower)
+            base = CorrelatedNormal(loc, scale_tril=lower)
         return _carried(base, self.latent)
 
 
@@ -206,7 +207,8 @@ def _unit_lower(factor):
 
 def _carried(base, latent):
     """A distribution of vectors of numbers, as one over a latent of as many."""
-    steps = from_vector(latent)
+    # They keep their last draw, for the base to find the noise of.
+    steps = [step.with_cache() for step in from_vector(latent)]
     return dist.TransformedDistribution(base, steps) if steps else base
 
 

@@ -11,6 +11,8 @@ import torch
 from pyro.contrib.zuko import ZukoToPyro
 from torch.distributions import Independent, MultivariateNormal, Normal, TransformedDistribution
 
+from guides.noted import Noted
+
 
 def even_noise(num_points, size, seed=0):
     """Standard normal noise (num_points, size) with mean 0 and no odd moments.
@@ -66,5 +68,6 @@ def placed(fn, take):
         return placed(fn.base_dist, take)
     if isinstance(fn, Normal):
         return fn.loc + fn.scale * take(fn.batch_shape[2:])
-    noise = take(fn.event_shape).squeeze(1)
-    return fn.loc + torch.einsum("nij,sj->sni", fn.scale_tril[0], noise)
+    noise = take(fn.event_shape)
+    value = fn.loc + torch.einsum("nij,sj->sni", fn.scale_tril[0], noise.squeeze(1))
+    return fn.note(value, noise) if isinstance(fn, Noted) else value

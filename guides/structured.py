@@ -14,8 +14,6 @@ Source: Saul & Jordan 1996, Exploiting tractable substructures in intractable ne
     models, for the precision.
 """
 
-import math
-
 import torch
 from pyro.distributions import TorchDistribution
 from torch.distributions import constraints
@@ -23,12 +21,13 @@ from torch.distributions import constraints
 import guides
 from guides.families import choose, is_identity
 from guides.guide import Guide
+from guides.noted import Noted, log_standard_normal
 from guides.sources import by_encoder, by_table
 from zoo.chains import StateChain
 from zoo.errors import require
 
 
-class NormalChain(TorchDistribution):
+class NormalChain(Noted, TorchDistribution):
     """States of k numbers, side by side: z_t = loc_t + A_t (z_(t-1) - loc_(t-1)) + L_t noise_t.
 
     loc: (..., T, k); transition: A_2 ... A_T, (..., T - 1, k, k); lower: L, (..., T, k, k).
@@ -58,25 +57,29 @@ class NormalChain(TorchDistribution):
 
     def from_noise(self, noise):
         """The states that standard normal noise (..., T k) makes: (..., T k)."""
-        noise = noise.unflatten(-1, (self.steps, self.width))[..., None]
-        moved = (self.lower @ noise)[..., 0]
+        each = noise.unflatten(-1, (self.steps, self.width))[..., None]
+        moved = (self.lower @ each)[..., 0]
         away = [moved[..., 0, :]]
         for t in range(1, self.steps):
             before = self.transition[..., t - 1, :, :] @ away[-1][..., None]
             away.append(before[..., 0] + moved[..., t, :])
-        return (self.loc + torch.stack(away, -2)).flatten(-2)
+        return self.note((self.loc + torch.stack(away, -2)).flatten(-2), noise)
 
     def log_prob(self, value):
         """Log densities of states (..., T k), in nats: (...)."""
+        noise = self.noise_of(value)
+        noise = self._noise(value) if noise is None else noise
+        spread = self.lower.diagonal(dim1=-2, dim2=-1).log().sum((-2, -1))
+        found = log_standard_normal(noise) - spread
+        return found.expand(torch.broadcast_shapes(self.batch_shape, found.shape))
+
+    def _noise(self, value):
+        """The noise that makes states (..., T k): the same shape."""
         away = value.unflatten(-1, (self.steps, self.width)) - self.loc
         before = (self.transition @ away[..., :-1, :, None])[..., 0]
         moved = torch.cat([away[..., :1, :], away[..., 1:, :] - before], -2)[..., None]
         lower = self.lower.expand(*moved.shape[:-2], self.width, self.width)
-        noise = torch.linalg.solve_triangular(lower, moved, upper=False)
-        spread = self.lower.diagonal(dim1=-2, dim2=-1).log().sum((-2, -1))
-        constant = self.steps * self.width * math.log(2 * math.pi)
-        found = -0.5 * (noise.square().sum((-3, -2, -1)) + constant) - spread
-        return found.expand(torch.broadcast_shapes(self.batch_shape, found.shape))
+        return torch.linalg.solve_triangular(lower, moved, upper=False)[..., 0].flatten(-2)
 
 
 class ChainOfNumbers:

@@ -14,6 +14,7 @@ import experiments
 import guides
 import zoo
 from experiments.measure.elbo import log_weights
+from experiments.measure.fixed import FixedBound
 from experiments.measure.gaps import own_and_best
 from guides.families import FullRank, LowRank
 from guides.flow import KINDS, Flow
@@ -416,3 +417,36 @@ def test_a_copied_guide_has_the_same_q(name):
     rows = guide.rows(guide.sources["z"].rows.weight)
     plain, copied = (type(g.distribution("z", rows["z"])) for g in (guide, copy.deepcopy(guide)))
     assert plain is copied
+
+
+def nearly_singular(family, rows):
+    """Rows of a family whose map from noise to draws loses the noise of all numbers but one."""
+    far = rows.clone()
+    size = family.size if isinstance(family, FullRank) else sum(family.parts[:2]) // 2
+    far[:, 2 * size :] = 1e7
+    return far
+
+
+@pytest.mark.parametrize("kind", [FullRank, ChainOfNumbers])
+def test_log_q_of_own_draws_is_right_for_nearly_singular_maps(kind):
+    """Else a search for the best q finds those: their log q is too low by millions of nats."""
+    latent = Latent("z", constraints.real_vector, (6,), ("datum",), length=3)
+    family = kind(latent)
+    rows = nearly_singular(family, family.initial_row(1))
+    q, num_draws = family(rows), 4000
+    found = q.log_prob(q.rsample((num_draws,)))
+    entropy = 3 * math.log(2 * math.pi * math.e)  # of six numbers whose scales are 1
+    assert abs(found.mean() + entropy) < 4 * math.sqrt(3 / num_draws)
+
+
+@pytest.mark.parametrize("guide_name", ["full_rank", "structured"])
+def test_no_q_of_the_family_has_a_bound_above_the_evidence(guide_name):
+    """By the fixed noise of the search for the best of the family."""
+    problem = zoo.load("linear_gaussian_ssm")
+    x, guide = problem.data.train[:3], guides.build(guide_name, problem)
+    bound = FixedBound(problem, guide)
+    name = guide.latents[0].name
+    start = guide.families[name].initial_row(3)
+    for size in (0.0, 1.0, 10.0, 100.0):
+        rows = {name: torch.cat([start[:, :32], size * torch.ones_like(start[:, 32:])], -1)}
+        assert (bound.value(rows, x) < problem.log_evidence(x) + 0.01).all()
