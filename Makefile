@@ -4,7 +4,7 @@ DEVICE ?= auto
 RUNS ?= runs
 BIN := .venv/bin
 
-.PHONY: install compare test check mnist bench results readme clean
+.PHONY: install compare test check mnist bench results studies readme clean
 
 install: .venv/.installed
 
@@ -36,6 +36,13 @@ bench: install
 # make results DEVICE=cuda RUNS=runs-cuda
 results: compare mnist
 	$(BIN)/python -m experiments.report.readme $(RUNS)/card $(RUNS)/mnist
+
+# Every study in full, one after the other, and the parts of README and docs made from them.
+studies: install
+	for name in $$($(BIN)/zoo study --list | cut -d ' ' -f 1); do \
+		$(BIN)/zoo study $$name --out $(RUNS)/studies/$$name --device $(DEVICE) || exit 1; \
+	done
+	$(BIN)/python -m experiments.report.readme $(RUNS)/studies/*
 
 readme: install
 	$(BIN)/python -m experiments.report.readme

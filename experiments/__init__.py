@@ -12,6 +12,7 @@ from experiments.measure.evidence import iwae
 from experiments.measure.pareto import pareto_k
 from experiments.measure.purity import purity
 from experiments.measure.rows import fit_rows
+from experiments.study import study
 from experiments.svi.compiled_elbo import CompiledTrace_ELBO, CompiledTraceEnum_ELBO
 from experiments.svi.fit import fit, sweep
 
@@ -32,5 +33,6 @@ __all__ = [
     "iwae",
     "pareto_k",
     "purity",
+    "study",
     "sweep",
 ]

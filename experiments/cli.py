@@ -52,9 +52,9 @@ GuideOption = Annotated[
 
 @app.command("list")
 def list_():
-    """List the models, at their default sizes, and the guides, data sets and suites."""
+    """List the models, at their default sizes, and the guides, data sets, suites and studies."""
     import guides
-    from experiments import settings
+    from experiments import settings, studies
     from experiments.report import catalog
     from zoo import data
 
@@ -63,6 +63,7 @@ def list_():
         ("guides", guides.names()),
         ("data sets", data.names()),
         ("suites", settings.suite_names()),
+        ("studies", studies.names()),
     ):
         print(f"{kind}: {', '.join(names)}")
 
@@ -251,6 +252,40 @@ def check(
     print(table(results))
     if not all(result.ok for result in results):
         raise typer.Exit(1)
+
+
+@app.command()
+def study(
+    name: Annotated[
+        str | None, typer.Argument(help="Name of a study, or a Python file; none: list them.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for record, table, figure and page.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small: less than a minute.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the questions, run nothing.")] = False,
+    device: Device = "auto",
+    setting: Annotated[
+        list[str],
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the study; repeatable."),
+    ] = [],  # noqa: B006
+):
+    """Answer a question of the lectures by an experiment, with its claims tested over seeds."""
+    from experiments import studies
+    from experiments.settings import read_settings
+    from experiments.study import study as run
+
+    if list_ or name is None:
+        names = studies.names()
+        width = max(map(len, names))
+        print("\n".join(f"{own:{width}}  {studies.load(own).question}" for own in names))
+        return
+    with console.status(f"{name}{', quick' if quick else ''}"):
+        found = run(
+            name, out or Path("runs") / Path(name).stem, quick, device, **read_settings(setting)
+        )
+    print(found.text)
+    console.print(f"record, table, figure and page: {found.folder}")
 
 
 @app.command()

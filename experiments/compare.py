@@ -61,8 +61,8 @@ def compare(
     models: names, Python files or Problems; guides: names; seeds: how many, or a list; each the
     suite's where None.  settings: further fields of Suite (fit, model_options ...), merged into
     the suite's.  workers: processes; more than one needs models by name.  resume: go on in `out`.
-    Writes out/{records.jsonl, table.md, table.csv, figures/*.png} and a posterior.nc for each
-    model and guide.  Returns a Comparison.
+    Writes out/{report.html, records.jsonl, table.md, table.csv, figures/*.png} and a posterior.nc
+    for each model and guide.  Returns a Comparison.
     Raises ZooError, before anything is written, for bad arguments.
     """
     given = {m.name: m for m in models or [] if isinstance(m, zoo.Problem)}

@@ -41,7 +41,7 @@ def read(path):
 
 def append(path, record):
     """Add a record to a file, and see it on the disk."""
-    line = json.dumps(_finite(record), sort_keys=True) + "\n"
+    line = json.dumps(finite(record), sort_keys=True) + "\n"
     with open(path, "ab") as file:
         file.write(line.encode())
         file.flush()
@@ -89,10 +89,10 @@ def _git(*arguments):
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _finite(value):
+def finite(value):
     """The same with None for numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -21,7 +21,12 @@ def test_the_command_prints_a_line_a_model(capsys):
         main(["list"])
     table, _, rest = capsys.readouterr().out.partition("\n\n")
     assert [line.split()[0] for line in table.splitlines()] == ["model", *zoo.names()]
-    assert [line.split(":")[0] for line in rest.splitlines()] == ["guides", "data sets", "suites"]
+    assert [line.split(":")[0] for line in rest.splitlines()] == [
+        "guides",
+        "data sets",
+        "suites",
+        "studies",
+    ]
 
 
 def test_a_line_says_what_the_problem_says():

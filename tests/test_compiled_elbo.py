@@ -4,6 +4,7 @@ import re
 import types
 import warnings
 from functools import partial
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from registered import RECORDABLE
 from static_pairs import PAIRS, Pair
 from torch import nn
 
@@ -63,7 +65,7 @@ def uncompiled(monkeypatch):
     return made
 
 
-@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.fixture
 def dtype(request):
     torch.set_default_dtype(request.param)
     yield request.param
@@ -115,7 +117,21 @@ def assert_same(one, two, rtol):
     torch.testing.assert_close(one[1], two[1], rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+DTYPES = (torch.float32, torch.float64)
+OF_THE_ZOO = [f"{model}-{guide}" for model, guide in RECORDABLE]
+CASES = [
+    *product([name for name in PAIRS if name not in OF_THE_ZOO], DTYPES),
+    *((name, DTYPES[place % 2]) for place, name in enumerate(OF_THE_ZOO)),
+]
+"""Every construct in both types; the zoo's pairs, of which each guide has many, in one by turns."""
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    CASES,
+    indirect=["dtype"],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
 def test_recorded_step_equals_trace_elbo(name, dtype, uncompiled):
     """Loss, every gradient, buffers and the random state, from the first step on."""
     ours = steps(name, OURS, fallback_random=True)

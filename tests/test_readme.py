@@ -1,4 +1,4 @@
-"""README and CONTRIBUTING say what is so: their commands run, their tables are the records'."""
+"""README, docs and CONTRIBUTING say what is so: commands run, tables are the records'."""
 
 import re
 import shlex
@@ -16,7 +16,8 @@ from experiments.measure import elbo as measure_elbo
 from experiments.report import readme, table
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = readme.documents()
+TEXT = "\n".join(path.read_text() for path in DOCUMENTS)
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 QUICK_MEASURE = {"num_draws": 4, "restarts": 0, "simulations": 20, "pareto_draws": 100}
 QUICK_MEASURE |= {"pareto_rows": 20, "interval_rows": 2, "interval_temperatures": 2}
@@ -25,6 +26,7 @@ QUICK = {
     "fit": ["--steps=3"],
     "compare": ["--steps=2", "--seeds=1", "--set=batch_size=500", "--workers=1", *QUICK_OPTIONS],
     "diagnose": QUICK_OPTIONS,
+    "study": ["--quick"],
 }
 
 
@@ -33,9 +35,9 @@ def blocks(text, language):
 
 
 def zoo_commands():
-    """The commands of each block of README that has any, in order."""
+    """The commands of each block of the documents that has any, in order."""
     found = []
-    for block in blocks(README, "sh"):
+    for block in blocks(TEXT, "sh"):
         commands = [shlex.split(line, comments=True) for line in block.splitlines()]
         found.append([command[1:] for command in commands if command and command[0] == "zoo"])
     # The benchmark takes minutes, and has tests of its own.
@@ -47,7 +49,7 @@ def zoo_commands():
 @pytest.mark.data
 @pytest.mark.parametrize("commands", zoo_commands(), ids=lambda commands: commands[0][0])
 def test_commands_run(commands, tmp_path, monkeypatch, capsys):
-    """Block by block as README gives them, with few steps; suites of MNIST on its first rows."""
+    """Block by block as they stand, with few steps; suites of MNIST on its first rows."""
     monkeypatch.chdir(tmp_path)
     for command in commands:
         if {"mnist", "densities"} & set(command):
@@ -73,11 +75,11 @@ def test_make_targets_are_the_commands_that_readme_names():
     makefile = (ROOT / "Makefile").read_text()
     assert "zoo compare --out $(RUNS)/card" in makefile
     assert "RUNS ?= runs\n" in makefile
-    for target in re.findall(r"`?make (\w+)", README + CONTRIBUTING):
+    for target in re.findall(r"`?make (\w+)", TEXT + CONTRIBUTING):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-@pytest.mark.parametrize("block", blocks(README, "python"))
+@pytest.mark.parametrize("block", blocks(TEXT, "python"))
 def test_python_runs(block, capsys):
     names = {}
     exec(block, names)
@@ -107,8 +109,15 @@ def test_contributed_model_runs_and_knows_its_density(tmp_path):
     torch.testing.assert_close(joint, draws.log_p)
 
 
-def test_results_part_is_what_the_generator_makes():
-    assert readme.made_anew(README) == README
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_made_parts_are_what_the_generator_makes(path):
+    assert readme.made_anew(path) == path.read_text()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
 
 
 def test_committed_mnist_record_reaches_its_target():

@@ -1,6 +1,6 @@
 """What the numbers of the tables are, in words."""
 
-from experiments.report.columns import DIAGNOSTICS, NLL_BY, get, guide_of, model_of
+from experiments.report.columns import DIAGNOSTICS, NLL_BY, READING, get, guide_of, model_of
 
 SPLIT = "amortization_gap_per_datum"
 
@@ -21,9 +21,8 @@ def bounds_caption(records):
     return (
         "Nats a datum; log evidence and gaps on held-out data under each fit's own parameters; "
         "± is the standard error over seeds. total gap = log evidence − ELBO = approximation gap "
-        "+ amortization gap. training gap: by how much the model's exact evidence on the training "
-        "data stays below that of the guide that trained it best. A table has no answer for new "
-        "data, so its held-out rows are fitted and its amortization gap is 0 by definition. "
+        f"+ amortization gap. training gap: {READING['training gap']}. A table has no answer for "
+        "new data, so its held-out rows are fitted and its amortization gap is 0 by definition. "
         f"{shared}{stated}{_interval_words(records)}{_unsplit_words(records)}"
         f"{_search_words(done)}{training_words(records)}"
     )
@@ -45,7 +44,7 @@ def training_words(records):
         else ""
     )
     return (
-        f"{words}; seconds are those of training, a program's shared by its seeds{extra}. "
+        f"{words}; seconds are {READING['seconds']}{extra}. "
         f"Engines: {', '.join(engines)}. Estimators: {', '.join(estimators)}. "
         f"{_objective_words(records)}"
         f"Device: {first['environment']['device']} ({first['config']['device']})."
@@ -60,16 +59,13 @@ def costs_caption(records):
     steps = max((get(r, ("measures", "gaps", "row_steps")) or 0 for r in done), default=0)
     threads = ", ".join(str(n) for n in sorted({r["environment"]["threads"] for r in records}))
     return (
-        "shortfall: the highest log evidence of held-out data that any guide gave the model, less "
-        "the ELBO of this guide, nats a datum: what the model lost under the guide, and the gap to "
-        "the model that the guide trained; a model's guides stand in its order. log evidence, "
+        f"shortfall: {READING['shortfall']}; a model's guides stand in its order. log evidence, "
         "gaps, k, coverage and ranks: as below. ± is the standard error over seeds, which are "
         "paired in the shortfall. seconds: of training, a program's shared by its seeds. µs per "
-        "new datum: until a held-out datum has its q; by one pass of the guide with one draw, in "
+        f"new datum: {READING['µs per new datum']}; by one pass of the guide with one draw, in "
         f"Pyro, for {batch} rows at once (median of several), or for guides with a row a datum "
         f"({_tables(done)}) by the search for it, {_restarts(records)}at most {steps:,} steps "
-        f"a datum. MiB: what training of one seed keeps (parameters, buffers, moments) and the "
-        "most that tensors take beside it in one eager step, the data left out; "
+        f"a datum. MiB: {READING['MiB']}; "
         f"{_counted(records)}. Threads: {threads}. {unsuited_words(records)}"
     ).rstrip()
 
@@ -166,11 +162,10 @@ def densities_caption(records):
         else ""
     )
     return (
-        "parameters: those of the model, its guide's left out. test NLL: negative log likelihood "
-        f"of the held-out data, nats a datum, by the exact evidence{weighted}. ± over data: its "
-        "standard error as a mean over held-out data; another ± is the standard error over seeds. "
-        "seconds for 100 draws: of new rows from the model, all at once; autoregressive models "
-        f"draw entry by entry. {training_words(records)}"
+        f"parameters: {READING['parameters']}. test NLL: {READING['test NLL']}, by the exact "
+        f"evidence{weighted}. ± over data: {READING['± over data']}; another ± is the standard "
+        f"error over seeds. seconds for 100 draws: {READING['seconds for 100 draws']}. "
+        f"{training_words(records)}"
     )
 
 
@@ -191,16 +186,14 @@ def diagnostics_caption(records):
     """What the numbers of the second table are; – where a measure does not apply."""
     measure = records[0]["config"]["measure"]
     return (
-        "generalization gap: train ELBO − held-out ELBO; a table's training rows are as SVI left "
-        f"them, its held-out rows searched to convergence. {_label_words(records)}"
+        f"generalization gap: {READING['generalization gap']}. {_label_words(records)}"
         f"{_purity_words(records)}"
         "k: Pareto shape of log p − log q of "
         f"{measure['pareto_draws']:,} draws a datum; above 0.7 the guide cannot be mended by "
         "importance sampling; left out for discrete latents of few values, whose weights are "
         "bounded. 50 % and 90 % covers: how often the guide's central interval holds the latent "
         f"that made the datum, over {measure['simulations']:,} data simulated from the fit. ranks "
-        "refused: share of the fits whose ranks, of any latent or of the log joint density, leave "
-        "the simultaneous band that an exact guide leaves once in 20."
+        f"refused: {READING['ranks refused']}."
         + "".join(f" {run} has no {name}: {why}." for run, name, why in _skipped(records))
     )
 
@@ -209,10 +202,7 @@ def _label_words(records):
     """What a label error is, where there is one."""
     if not any(get(r, DIAGNOSTICS["label error"]) is not None for r in records):
         return ""
-    return (
-        "label error: share of the held-out data whose likeliest label under the guide is not the "
-        "true one. "
-    )
+    return f"label error: {READING['label error']}. "
 
 
 def _unsplit_words(records):
@@ -230,10 +220,7 @@ def _purity_words(records):
     """What purity is, where there is one."""
     if all(get(r, DIAGNOSTICS["purity"]) is None for r in records):
         return ""
-    return (
-        "purity: share of held-out data whose label is the commonest in their cluster, the value "
-        "of the finite latent that the guide holds likeliest. "
-    )
+    return f"purity: {READING['purity']}. "
 
 
 def _skipped(records):

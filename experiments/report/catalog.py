@@ -1,8 +1,9 @@
-"""The models of the zoo at their default sizes: what `zoo list` prints and README shows."""
+"""The models at their default sizes, and the guides: what `zoo list` prints and README shows."""
 
 import math
 import re
 
+import guides
 import zoo
 from zoo.testing import module_text
 
@@ -27,6 +28,17 @@ def plain():
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
     return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def guides_markdown():
+    """A row for each guide: what it is, and what it cannot represent, as its file says."""
+    lines = [("guide", "is", "cannot represent"), ("---", "---", "---")]
+    for name in guides.names():
+        text = module_text(guides.build_function(name))
+        what = text.partition("\n\n")[0].partition(": ")[2].rstrip(".")
+        limit = " ".join(text.partition("Cannot represent:")[2].split())
+        lines.append((f"[{name}](guides/{name}.py)", what, re.split(r"[.;] ", limit)[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _row(name):

@@ -46,6 +46,49 @@ COSTS = {
 UNITS = {"µs per new datum": 1e6, "MiB": 2.0**-20}
 """How many of a column's unit are one of the record's."""
 COLUMNS = BOUNDS | DIAGNOSTICS | DENSITIES | COSTS
+READING = {
+    "shortfall": "the highest log evidence of held-out data that any guide gave the model, less "
+    "the ELBO of this guide, nats a datum: what the model lost under the guide, and the gap to the "
+    "model that the guide trained",
+    "train ELBO": "the bound on the log evidence of the training data, nats a datum; higher is "
+    "better",
+    "held-out ELBO": "the same bound for data that the model was not fitted to",
+    "log evidence": "log p(x) of held-out data, nats a datum, under the fit's own parameters: what "
+    "the ELBO would be under the exact posterior",
+    "total gap": "log evidence − ELBO: what the guide loses to the exact posterior",
+    "approximation gap": "the part of the total gap that the best of the guide's family leaves, "
+    "which no training mends",
+    "amortization gap": "the part of the total gap that the encoder adds: what the best of the "
+    "family would gain on its answer",
+    "training gap": "by how much the model's exact evidence on the training data stays below that "
+    "of the guide that trained it best",
+    "generalization gap": "train ELBO − held-out ELBO; a table's training rows are as SVI left "
+    "them, its held-out rows searched to convergence",
+    "label error": "share of the held-out data whose likeliest label under the guide is not the "
+    "true one",
+    "purity": "share of held-out data whose label is the commonest in their cluster, the value of "
+    "the finite latent that the guide holds likeliest",
+    "k > 0.7": "share of the data whose Pareto k is so large that importance sampling cannot mend "
+    "the guide",
+    "median k": "Pareto shape of log p − log q for the datum in the middle; below 0.7 the guide's "
+    "draws can be reweighted to the posterior's",
+    "50 % covers": "how often the guide's central interval holds the latent that made the datum; "
+    "an exact guide's does so for 50 % of data simulated from the fit",
+    "90 % covers": "the same of its wider interval, where an exact guide has 90 %; less means that "
+    "the guide is too sure",
+    "ranks refused": "share of the fits whose ranks, of any latent or of the log joint density, "
+    "leave the simultaneous band that an exact guide leaves once in 20",
+    "parameters": "those of the model, its guide's left out",
+    "test NLL": "negative log likelihood of the held-out data, nats a datum",
+    "± over data": "its standard error as a mean over held-out data",
+    "seconds": "those of training, a program's shared by its seeds",
+    "seconds for 100 draws": "of new rows from the model, all at once; autoregressive models draw "
+    "entry by entry",
+    "µs per new datum": "until a held-out datum has its q",
+    "MiB": "what training of one seed keeps (parameters, buffers, moments) and the most that "
+    "tensors take beside it in one eager step, the data left out",
+}
+"""What a column says, without its end: the captions say some of it in their sentences."""
 INTERVALS = ("log evidence", "total gap", "approximation gap")
 NLL_BY = ("measures", "density", "nll_by")
 TRAIN_EVIDENCE = ("measures", "train", "log_evidence_per_datum")

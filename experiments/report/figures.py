@@ -13,6 +13,7 @@ from experiments.measure.elbo import draw
 from experiments.measure.streams import stream
 from experiments.report.columns import model_of, rows
 from experiments.report.costs import costs
+from experiments.report.page import Picture
 from experiments.report.table import as_text
 from zoo.problem import sample_sites
 
@@ -25,21 +26,38 @@ STYLE = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
+WORDS = {
+    "elbo.png": "The bound on the training data during training, against steps and seconds",
+    "gaps.png": "Gaps to the exact evidence, split into what the family and what the encoder loses",
+    "costs.png": "What guides lose against what a new datum costs",
+}
+"""What there is to see in the figures of all models."""
+PLANE = "posterior means of the training data by class, a panel a guide"
+IMAGES = "data, and beside them what the fits reconstruct or draw"
 
 
 def draw_figures(folder, records, fits):
-    """Draw what the records and the fits allow, as PNG files into the folder."""
+    """Draw what the records and the fits allow, as PNG files into the folder.
+
+    Returns a Picture for each.
+    """
     folder.mkdir(exist_ok=True)
     done = [record for record in records if record["status"] == "ok"]
     if not done:
-        return
+        return []
     with mpl.rc_context(STYLE):
-        _save(bounds(done), folder / "elbo.png")
-        _save(gap_bars(done), folder / "gaps.png")
-        _save(costs(done), folder / "costs.png")
+        found = [
+            _save(bounds(done), folder / "elbo.png", WORDS["elbo.png"]),
+            _save(gap_bars(done), folder / "gaps.png", WORDS["gaps.png"]),
+            _save(costs(done), folder / "costs.png", WORDS["costs.png"]),
+        ]
         for model, group in _by_model(fits).items():
-            _save(latent_plane(model, group), folder / f"{model}-latent-plane.png")
-            _save(pictures(model, group), folder / f"{model}-pictures.png")
+            plane, images = f"{model}-latent-plane.png", f"{model}-pictures.png"
+            found += [
+                _save(latent_plane(model, group), folder / plane, f"{model}: {PLANE}"),
+                _save(pictures(model, group), folder / images, f"{model}: {IMAGES}"),
+            ]
+    return [picture for picture in found if picture is not None]
 
 
 def bounds(records):
@@ -199,9 +217,12 @@ def _strip(images, shape):
     return blocks
 
 
-def _save(figure, path):
-    if figure is not None:
-        figure.savefig(path)
+def _save(figure, path, words):
+    """The Picture of a figure, saved; None where there is none."""
+    if figure is None:
+        return None
+    figure.savefig(path)
+    return Picture(path, words)
 
 
 def _by_model(fits):

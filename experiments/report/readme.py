@@ -1,8 +1,8 @@
-"""README's parts that are made: from results of comparisons and of the benchmark, and the models.
+"""The parts of README and docs that are made: from committed results, and from the zoo itself.
 
-`python -m experiments.report.readme FOLDER ...` takes what `zoo compare`, `zoo bench` or one of
-PAGES left in folders into experiments/results and makes those parts anew; without folders it only
-makes them anew.
+`python -m experiments.report.readme FOLDER ...` takes what `zoo compare`, `zoo study`, `zoo bench`
+or one of PAGES left in folders into experiments/results and makes those parts anew; without folders
+it only makes them anew.
 """
 
 import json
@@ -11,24 +11,28 @@ import shutil
 import sys
 from pathlib import Path
 
-from experiments import records
+from experiments import records, studies
 from experiments.report import catalog, choice
-from experiments.report.table import csv_table, markdown_table
+from experiments.report.figures import WORDS
+from experiments.report.table import csv_table, markdown, markdown_table, tables
 from experiments.settings import load_suite
+from experiments.study import RECORD
+from experiments.study import read as read_study
 from zoo.errors import require
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
-BENCH = "bench"
+STUDIES = RESULTS / "studies"
+BENCH, CARD = "bench", "card"
 PAGES = ("gradients", "objectives")
 """Modules of experiments.benchmarks that write DIR/NAME.md and DIR/NAME.json."""
 CHOICE = "guides"
 """The suite whose records say which guide to take."""
-SHOWN = ["card", "ladder", "densities", "densities_14", "mnist"]
-"""The suites whose tables stand in README itself, in this order."""
+SHOWN = [CARD, "ladder", "densities", "densities_14", "mnist"]
+"""The suites whose tables stand in docs/results.md itself, in this order."""
 FIGURES = {
-    "gaps.png": "Gaps to the exact evidence, split into what the family and what the encoder loses",
-    "elbo.png": "The bound on the training data during training, against steps and seconds",
+    "gaps.png": WORDS["gaps.png"],
+    "elbo.png": WORDS["elbo.png"],
     "vae-latent-plane.png": "The VAE's plane: posterior means of the training digits by class",
     "vae-pictures.png": "Digits, their reconstructions, and draws from the prior",
 }
@@ -48,6 +52,17 @@ def take_page(name, folder):
     target.mkdir(exist_ok=True)
     for suffix in ("md", "json"):
         shutil.copy(folder / f"{name}.{suffix}", target)
+
+
+def take_study(folder):
+    """Copy a study's record, text and figure to results/studies/NAME-DEVICE."""
+    record = json.loads((folder / RECORD).read_text())
+    require(not record["quick"], f"{folder} holds a quick run: run the study without --quick")
+    device = record["device"].partition(":")[0]
+    target = STUDIES / f"{record['study']}-{device}"
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (RECORD, "table.md", "figure.png"):
+        shutil.copy(folder / name, target)
 
 
 def take(folder):
@@ -82,6 +97,54 @@ def _device(folder):
     return folder.name.rpartition("-")[2]
 
 
+def card_text():
+    """The default comparison's first table and figure, of every device."""
+    parts = []
+    for folder in folders(bench=False):
+        if _suite(folder) == CARD:
+            first, *_ = tables(records.read(folder / "records.jsonl"))
+            parts += [f"**{title_of(folder)}**", markdown(first), first.caption]
+            parts.append(_pictured(folder / "figures" / "gaps.png", FIGURES["gaps.png"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def studies_text():
+    """A row for each study: its question, and how many of its claims the data support."""
+    lines = ["| study | question | claims that the data support |", "| --- | --- | --- |"]
+    for name in studies.names():
+        found = sorted(STUDIES.glob(f"{name}-*"))
+        verdicts = [_verdict(folder) for folder in found] or ["no record yet"]
+        link = f"[{name}](experiments/studies/{name}.py)"
+        lines.append(f"| {link} | {studies.load(name).question} | {'; '.join(verdicts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _verdict(folder):
+    _, _, claims = read_study(folder)
+    held, table = sum(claim.holds for claim in claims), (folder / "table.md").relative_to(ROOT)
+    return f"[{held} of {len(claims)}]({table.as_posix()}), {_device(folder)}"
+
+
+def findings_text():
+    """What every study found: its claims with their verdicts, and its figure."""
+    parts = []
+    for name in studies.names():
+        for folder in sorted(STUDIES.glob(f"{name}-*")):
+            found, record, claims = read_study(folder)
+            parts += [f"## {found.question}", "\n".join(f"- {claim.words}" for claim in claims)]
+            parts.append(_pictured(folder / "figure.png", f"{name}, {record['device']}"))
+            table = (folder / "table.md").relative_to(ROOT).as_posix()
+            parts.append(
+                f"[Tables]({table}); made by `zoo study {name} --out runs/{name}` in "
+                f"{record['seconds']:.0f} seconds."
+            )
+    return "\n\n".join(parts) + "\n"
+
+
+def _pictured(path, words):
+    return f"![{words}]({path.relative_to(ROOT).as_posix()})\n\n*{words}.*"
+
+
 def results_text():
     """The comparisons of SHOWN, each with its table, and where those of the others are."""
     every = folders(bench=False)
@@ -100,11 +163,10 @@ def _shown(folder):
         markdown_table(title_of(folder), records.read(folder / "records.jsonl")),
         f"Made by `zoo compare {suite} --out runs/{suite}`.\n",
     ]
-    if suite == "card":
+    if suite == CARD:
         for name, words in FIGURES.items():
             if (folder / "figures" / name).exists():
-                path = (folder / "figures" / name).relative_to(ROOT)
-                parts.append(f"![{words}]({path.as_posix()})\n\n*{words}.*\n")
+                parts.append(f"{_pictured(folder / 'figures' / name, words)}\n")
     return "\n".join(parts)
 
 
@@ -122,25 +184,24 @@ def choice_text():
     for folder in every:
         path = folder / "figures" / "costs.png"
         if path.exists():
-            words = f"What guides lose against what a new datum costs, {_device(folder)}"
-            parts.append(f"![{words}]({path.relative_to(ROOT).as_posix()})\n\n*{words}.*\n")
+            words = f"{WORDS['costs.png']}, {_device(folder)}"
+            parts.append(f"{_pictured(path, words)}\n")
         parts.append(f"{_linked(folder)}\n")
     return "\n".join(parts)
 
 
 def pages_text():
-    """The tables of PAGES, one after the other, their headings made smaller."""
+    """The tables of PAGES, one after the other."""
     found = [RESULTS / f"{name}-cpu" / f"{name}.md" for name in PAGES]
-    text = "\n".join(path.read_text() for path in found if path.exists())
-    return re.sub("^## ", "### ", text, flags=re.MULTILINE)
+    return "\n".join(path.read_text() for path in found if path.exists())
 
 
 def bench_text():
-    """The page of every benchmark in experiments/results, its headings made smaller."""
+    """The page of every benchmark in experiments/results."""
     parts = []
     for folder in folders(bench=True):
         _, _, page = (folder / "bench.md").read_text().partition("\n")
-        parts.append(re.sub("^## ", "### ", page.strip(), flags=re.MULTILINE) + "\n")
+        parts.append(page.strip() + "\n")
         for path in sorted((folder / "figures").glob("*.png")):
             words = f"Milliseconds a step against {path.stem}"
             parts.append(f"![{words}]({path.relative_to(ROOT).as_posix()})\n")
@@ -149,40 +210,61 @@ def bench_text():
 
 def folders(bench):
     """Folders of experiments/results: those of benchmarks, or of comparisons."""
-    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir() and path != STUDIES)
     folders = [path for path in folders if _suite(path) not in PAGES]
     return [path for path in folders if path.name.startswith(f"{BENCH}-") == bench]
 
 
-def made_anew(readme):
-    """The README text with its made parts made from the committed results."""
-    parts = {
-        "choice": choice_text(),
-        "results": results_text(),
-        "pages": pages_text(),
-        BENCH: bench_text(),
-        "models": catalog.markdown(),
-    }
-    for part, text in parts.items():
+PARTS = {
+    CARD: card_text,
+    "choice": choice_text,
+    "models": catalog.markdown,
+    "guides": catalog.guides_markdown,
+    "studies": studies_text,
+    "findings": findings_text,
+    "results": results_text,
+    "pages": pages_text,
+    BENCH: bench_text,
+}
+"""What is made, by the name that its place has."""
+
+
+def documents():
+    """README and the pages in docs."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def made_anew(path):
+    """The text of a document with its made parts made from the committed results."""
+    text, up = path.read_text(), "../" * len(path.relative_to(ROOT).parent.parts)
+    for part, make in PARTS.items():
         begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
-        if begin not in readme:
+        if begin not in text:
             continue
-        before, _, rest = readme.partition(begin)
+        before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        readme = f"{before}{begin}\n\n{text}\n{end}{after}"
-    return readme
+        own = re.sub(r"\]\((?!https?:|#)", f"]({up}", make())
+        text = f"{before}{begin}\n\n{own}\n{end}{after}"
+    return text
 
 
 def main(folders):
-    """Take what stands in `folders`, and make README anew."""
+    """Take what stands in `folders`, and make README and docs anew."""
     for folder in map(Path, folders):
         pages = [name for name in PAGES if (folder / f"{name}.md").exists()]
         for name in pages:
             take_page(name, folder)
         if not pages:
-            (take_bench if (folder / "bench.json").exists() else take)(folder)
-    path = ROOT / "README.md"
-    path.write_text(made_anew(path.read_text()))
+            _taker(folder)(folder)
+    for path in documents():
+        path.write_text(made_anew(path))
+
+
+def _taker(folder):
+    """What takes a folder: a benchmark's, a study's or a comparison's."""
+    if (folder / "bench.json").exists():
+        return take_bench
+    return take_study if (folder / RECORD).exists() else take
 
 
 if __name__ == "__main__":

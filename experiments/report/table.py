@@ -1,4 +1,4 @@
-"""The comparison as Markdown and CSV: a row per model and guide, means and errors over seeds."""
+"""The tables of a comparison: a row per model and guide, means and errors over seeds."""
 
 import csv
 import io
@@ -20,7 +20,10 @@ from experiments.report.columns import (
     by_cost,
     rows,
 )
+from experiments.report.page import Cell, Table
+from experiments.report.tradeoff import ends
 
+NAMES = ("model", "guide")
 PERCENT = ("label error", "k > 0.7", "50 % covers", "90 % covers", "ranks refused")
 # Shown where a model has them.
 RARE = (
@@ -37,21 +40,38 @@ DIGITS = {
 }
 
 
+def tables(records):
+    """The Tables of a comparison, each with a caption that says what its numbers are."""
+    found, measure = rows(records), records[0]["config"]["measure"]
+    every = []
+    if measure.get("costs"):
+        every.append(_table("What guides cost", by_cost(found), COSTS, costs_caption(records)))
+    if measure.get("densities"):
+        every.append(_table("Densities", found, DENSITIES, densities_caption(records)))
+    if not measure.get("densities") or measure["search"]:
+        every.append(_table("Bounds and gaps", found, BOUNDS, bounds_caption(records)))
+        every.append(_table("Diagnostics", found, DIAGNOSTICS, diagnostics_caption(records)))
+    return every
+
+
+def failures(records):
+    """A sentence for each run that failed."""
+    return [f"{r['run']} failed: {r['error']}" for r in records if r["status"] != "ok"]
+
+
 def markdown_table(title, records):
     """The tables as Markdown, with a caption that says what their numbers are."""
-    found = rows(records)
-    failed = [r for r in records if r["status"] != "ok"]
-    notes = [f"- {r['run']} failed: {r['error']}" for r in failed]
-    parts = [f"**{title}**"]
-    measure = records[0]["config"]["measure"]
-    if measure.get("costs"):
-        parts += [_markdown(by_cost(found), COSTS), costs_caption(records)]
-    if measure.get("densities"):
-        parts += [_markdown(found, DENSITIES), densities_caption(records)]
-    if not measure.get("densities") or measure["search"]:
-        parts += [_markdown(found, BOUNDS), bounds_caption(records)]
-        parts += [_markdown(found, DIAGNOSTICS), diagnostics_caption(records)]
-    return "\n\n".join([*parts, *notes]) + "\n"
+    parts = [text for table in tables(records) for text in (markdown(table), table.caption)]
+    notes = [f"- {sentence}" for sentence in failures(records)]
+    return "\n\n".join([f"**{title}**", *parts, *notes]) + "\n"
+
+
+def markdown(table):
+    """The head and the rows of a Table as Markdown; columns of Cells stand on the right."""
+    columns = list(zip(*table.rows, strict=True)) or [()] * len(table.head)
+    rule = ["---:" if any(isinstance(c, Cell) for c in column) else "---" for column in columns]
+    lines = [[getattr(cell, "text", cell) for cell in line] for line in table.rows]
+    return "\n".join(map(_line, [table.head, rule, *lines]))
 
 
 def csv_table(records):
@@ -83,14 +103,23 @@ def _shown(found, columns):
     return [c for c in columns if c not in RARE or c in known]
 
 
-def _markdown(found, columns):
+def _table(title, found, columns, caption):
     columns = _shown(found, columns)
-    head = ["model", "guide", *columns, "seeds"]
-    lines = [_line(head), _line(["---", "---", *["---:"] * (len(columns) + 1)])]
-    for row in found:
-        cells = [cell(row, column) for column in columns]
-        lines.append(_line([row["model"], row["guide"], *cells, f"{row['ok']}/{row['all']}"]))
-    return "\n".join(lines)
+    lines = [
+        [*(row[name] for name in NAMES), *(_cell(row, column) for column in columns), _seeds(row)]
+        for row in found
+    ]
+    return Table(title, [*NAMES, *columns, "seeds"], lines, caption)
+
+
+def _cell(row, column):
+    """A column of a row, sorted by its mean or by the middle of an interval."""
+    known = ends(row, column)
+    return Cell(cell(row, column), None if known is None else sum(known) / 2)
+
+
+def _seeds(row):
+    return Cell(f"{row['ok']}/{row['all']}", row["ok"])
 
 
 def cell(row, column):

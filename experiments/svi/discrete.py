@@ -61,7 +61,10 @@ def check_problem(estimator, problem, num_particles):
     """Refuse a problem that an estimator of KINDS does not suit, in one line."""
     name = problem.name
     discrete = [latent for latent in problem.latents if latent.support.is_discrete]
-    require(discrete, f"{estimator} is for discrete latents, {name} has none: use pathwise")
+    require(
+        discrete or estimator == "rws",
+        f"{estimator} is for discrete latents, {name} has none: use pathwise",
+    )
     require(
         not problem.joint,
         f"{estimator} weighs each datum by its own draws, and the rows of {name} share a latent: "

@@ -11,6 +11,7 @@ infinitely many draws it is the gradient of log p(x) in the model's parameters a
 Bias: biased for any finite K, since the weights are normalized; the bias falls as 1 / K.  The
 weights are normalized for each datum; Pyro's ReweightedWakeSleep normalizes them over the whole
 plate, so that the draw best for all data together counts for each.
+Since no path is asked for, latents may be discrete or continuous.
 The loss that is reported is that of the ELBO.  Cost: one evaluation of the model a draw.
 Source: Bornschein & Bengio 2015, Reweighted wake-sleep, eq. 3 and 6.
 """

@@ -1,0 +1,27 @@
+"""Cells of a study's tables: numbers over seeds as text, with the number to sort by."""
+
+from experiments.report.page import Cell
+from experiments.studies.claims import mean_se
+
+
+def over_seeds(values, digits=3, factor=1.0, sign=""):
+    """The mean and its standard error over seeds; of one value, that value."""
+    values = [factor * value for value in values]
+    mean, se = mean_se(values)
+    error = "" if len(values) == 1 else f" ± {se:.{digits}f}"
+    return Cell(f"{mean:,.{digits}f}{error}{sign}", mean)
+
+
+def percent(values, digits=1):
+    """Shares over seeds in percent."""
+    return over_seeds(values, digits, 100.0, " %")
+
+
+def number(value, digits=3):
+    """A single number."""
+    return Cell("–" if value is None else f"{value:,.{digits}f}", value)
+
+
+def short(value):
+    """A number of any size, three digits of it."""
+    return Cell("–" if value is None else f"{value:.3g}", value)

@@ -1,0 +1,92 @@
+"""Claims: a sentence of the source texts, what was measured, and whether the data support it.
+
+The replicates are seeds.  A claim of the kind "this is above that" holds where a one-sided t test
+over seeds refuses, at LEVEL, that it is not.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy import stats
+
+from zoo.errors import require
+
+LEVEL = 0.01
+
+
+@dataclass(frozen=True)
+class Claim:
+    """sentence: what is claimed; found: the numbers in words; p: of the test, where there is one.
+
+    texts: whether it is the source texts' own claim, or one of this study's.
+    """
+
+    sentence: str
+    found: str
+    holds: bool
+    p: float | None = None
+    texts: bool = True
+
+    @property
+    def words(self):
+        """One sentence with the verdict."""
+        verdict = "supported" if self.holds else "not supported"
+        test = "" if self.p is None else f" ({p_words(self.p)})"
+        return f"{self.sentence}: {verdict}; {self.found}{test}."
+
+    def record(self):
+        """As JSON has it."""
+        return asdict(self)
+
+
+def above(sentence, values, unit="", digits=3, bound=0.0, texts=True, of="seeds"):
+    """The claim that the mean of `values`, one for each of the replicates, is above `bound`."""
+    values = np.asarray(values, dtype=float)
+    p = p_above(values - bound)
+    mean, se = mean_se(values)
+    than = f" (claimed: above {bound:g})" if bound else ""
+    found = f"{mean:.{digits}f} ± {se:.{digits}f}{unit}{than} over {len(values)} {of}"
+    return Claim(sentence, found, bool(p < LEVEL), p, texts)
+
+
+def within(sentence, values, bound, unit="", texts=True):
+    """The claim that no value, of any seed, is further than `bound` from 0."""
+    largest = float(np.abs(np.asarray(values, dtype=float)).max())
+    found = f"at most {largest:.2g}{unit}, where {bound:g}{unit} is allowed"
+    return Claim(sentence, found, largest <= bound, None, texts)
+
+
+def near(sentence, values, target, margin, unit="", digits=3, texts=True, of="seeds"):
+    """The claim that the mean of `values`, one for each of the replicates, is near `target`.
+
+    It holds where two one-sided t tests refuse, at LEVEL each, that it is `margin` or more away.
+    """
+    values = np.asarray(values, dtype=float)
+    p = max(p_above(values - target + margin), p_above(target + margin - values))
+    mean, se = mean_se(values)
+    found = f"{mean:.{digits}f} ± {se:.{digits}f}{unit} (claimed: {target:g} ± {margin:g})"
+    return Claim(sentence, f"{found} over {len(values)} {of}", bool(p < LEVEL), p, texts)
+
+
+def p_above(values):
+    """p of the one-sided t test that the mean of values (seeds,) is not above 0.
+
+    Raises ZooError for fewer than 2 values: one seed shows no spread.
+    """
+    values = np.asarray(values, dtype=float)
+    require(len(values) >= 2, f"a claim needs at least 2 seeds, got {len(values)}")
+    if np.ptp(values) == 0:
+        return 0.0 if values[0] > 0 else 1.0
+    return float(stats.ttest_1samp(values, 0.0, alternative="greater").pvalue)
+
+
+def mean_se(values):
+    """(mean, standard error) of values (seeds,)."""
+    values = np.asarray(values, dtype=float)
+    se = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return float(values.mean()), float(se)
+
+
+def p_words(p):
+    """ "p = 0.003", or "p < 0.0001"."""
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"

@@ -1,0 +1,264 @@
+"""Is log p(x) = ELBO + KL(q, posterior) at every step of SVI, and when does the bound touch?
+
+Three models whose log p(x) and posterior are known are trained by SVI from several seeds; at some
+steps the three terms are computed in double precision, each by itself: the ELBO as an expectation
+under q, the KL from q and the posterior, log p(x) by the model's own truth.
+
+For a normal q and a Gaussian model the ELBO is exact by 2 k points, since log p(x, z) is quadratic;
+a finite latent is summed out; for the VAE it is a Gauss-Hermite rule of NODES x NODES points, and
+the KL a sum over a grid around q.
+
+SVI raises the bound by either term: where the model changes too, the KL need not fall.  The VAE's
+is as small before training, when its posterior is close to the prior and so to q, as after it.
+Source: Jordan et al. 1999, An introduction to variational methods for graphical models, section 6;
+    Kingma & Welling 2014, eq. 1.
+"""
+
+import math
+from copy import deepcopy
+from typing import Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field
+from torch.distributions import Categorical, MultivariateNormal, kl_divergence
+
+import guides
+import zoo
+from experiments import studies
+from experiments.report.page import Table
+from experiments.studies.cells import over_seeds, short
+from experiments.studies.claims import above, within
+from experiments.studies.study import Study
+from experiments.svi.config import FitConfig, Settings
+from experiments.svi.engine import train
+from experiments.svi.estimators import resolve
+from experiments.svi.run import Run
+
+NODES, GRID, REACH = 32, 49, 6.0  # of the rules for the VAE: points an axis; sd on either side
+EXACT, BY_QUADRATURE = 1e-8, 1e-3  # nats a datum that the identity may be off
+GUIDE = "amortized"
+KNOWN = ("bernoulli_mixture", "gaussian_lvm", "vae")
+
+
+class Own(Settings):
+    """Settings: which models, how long they are trained, and when the terms are taken."""
+
+    models: tuple[Literal[KNOWN], ...] = Field(KNOWN, min_length=1)
+    seeds: int = Field(8, ge=2)
+    steps: int = Field(3000, ge=1)
+    looks: int = Field(16, ge=2)
+    """How many steps are looked at, from the first to the last, evenly in their logarithm."""
+    rows: int = Field(200, ge=1)
+    """Rows of the training data on which the terms are taken."""
+
+
+QUICK = {"seeds": 4, "steps": 300, "looks": 5, "rows": 12}
+
+
+def measure(settings, device):
+    """{"curves": a row for each model, seed and step; "touching": one for each model and seed}."""
+    curves, touching = [], []
+    for name in settings.models:
+        problem = zoo.load(name)
+        x = problem.data.train[: settings.rows].double()
+        for seed, taken in trajectories(problem, settings, device).items():
+            for step, (model, guide) in taken.items():
+                terms = {key: value.mean().item() for key, value in three(problem, model, guide, x)}
+                curves.append({"model": name, "seed": seed, "step": step} | terms)
+            if name != "vae":  # whose posterior has no ELBO but by the rule that defines it
+                touching.append({"model": name, "seed": seed, "gap": touch(problem, model, x)})
+    return {"curves": curves, "touching": touching}
+
+
+def trajectories(problem, settings, device):
+    """{seed: {step: (model, guide)}} in double precision, as SVI has them after those steps."""
+    config = resolve(FitConfig(steps=settings.steps, engine="eager"), problem)
+    guide = guides.build(GUIDE, problem)
+    runs = [Run.start(problem, guide, config, seed, device) for seed in range(settings.seeds)]
+    wanted = {*np.geomspace(1, settings.steps, settings.looks).round().astype(int).tolist()}
+    found = {run.seed: {0: _copied(run)} for run in runs}
+
+    def look(group):
+        for run in group:
+            if run.step in wanted:
+                found[run.seed].setdefault(run.step, _copied(run))
+
+    train(runs, problem, look)
+    return found
+
+
+def _copied(run):
+    modules = deepcopy(run.modules).cpu().double()
+    return modules["model"], modules["guide"].eval()
+
+
+@torch.no_grad()
+def three(problem, model, guide, x):
+    """Pairs of "log_evidence", "elbo", "kl" and their values a datum, (n,) nats each."""
+    problem = problem.having(model=model)
+    (name,) = guide.rows(x)
+    q, posterior = guide.distribution(name, guide.rows(x)[name]), problem.posterior(x)
+    yield "log_evidence", problem.log_evidence(x)
+    if isinstance(q, Categorical):
+        yield "elbo", _finite_elbo(problem, q, x)
+        yield "kl", kl_divergence(Categorical(logits=q.logits), posterior)
+    elif isinstance(posterior, MultivariateNormal):
+        q = MultivariateNormal(q.mean, covariance_matrix=torch.diag_embed(q.variance))
+        yield "elbo", _normal_elbo(problem, q, x)
+        yield "kl", kl_divergence(q, posterior)
+    else:
+        yield "elbo", _hermite_elbo(problem, q, x)
+        yield "kl", _grid_kl(q, posterior, x)
+
+
+@torch.no_grad()
+def touch(problem, model, x):
+    """The largest distance over data of log p(x) from the ELBO of the exact posterior, nats."""
+    problem = problem.having(model=model)
+    q = problem.posterior(x)
+    by = _finite_elbo if isinstance(q, Categorical) else _normal_elbo
+    return (problem.log_evidence(x) - by(problem, q, x)).abs().max().item()
+
+
+def _finite_elbo(problem, q, x):
+    """sum_k q_k (log p(x, k) - log q_k) of every row: (n,)."""
+    values = torch.arange(q.logits.shape[-1])[:, None].expand(-1, len(x))
+    log_joint = torch.stack([problem.log_joint(problem.model, x, z) for z in values], -1)
+    return (q.probs * log_joint).sum(-1) + q.entropy()
+
+
+def _normal_elbo(problem, q, x):
+    """The ELBO of a normal q where log p(x, z) is quadratic in z: (n,).
+
+    Its mean is that over the points loc ± sqrt(k) times a column of the covariance's factor.
+    """
+    k = q.loc.shape[-1]
+    columns = math.sqrt(k) * q.scale_tril.movedim(-1, 0)
+    points = torch.cat([q.loc + columns, q.loc - columns])
+    return problem.log_joint(problem.model, x, points).mean(0) + q.entropy()
+
+
+def _hermite_elbo(problem, q, x):
+    """The ELBO of a diagonal normal q of two numbers by Gauss-Hermite points: (n,)."""
+    nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(NODES))
+    points = torch.cartesian_prod(nodes, nodes)[:, None]
+    shares = torch.outer(weights, weights).flatten() / (2 * math.pi)
+    log_joint = problem.log_joint(problem.model, x, q.mean + q.stddev * points)
+    return shares @ log_joint + q.entropy()
+
+
+def _grid_kl(q, posterior, x):
+    """KL(q, p(z given x)) of two numbers by a sum over a grid around q: (n,)."""
+    axis = torch.linspace(-REACH, REACH, GRID, dtype=x.dtype)
+    points = torch.cartesian_prod(axis, axis)[:, None]
+    z = q.mean + q.stddev * points
+    log_q = q.log_prob(z)
+    share = log_q.exp() * q.stddev.prod(-1) * (axis[1] - axis[0]).square()
+    return (share * (log_q - posterior.log_prob(z))).sum(0)
+
+
+def claims(results):
+    """What the texts say of the identity."""
+    found = []
+    for models, allowed, how in (
+        (("bernoulli_mixture", "gaussian_lvm"), EXACT, "to float error"),
+        (("vae",), BY_QUADRATURE, "within quadrature"),
+    ):
+        rows = [row for row in results["curves"] if row["model"] in models]
+        if rows:
+            off = [row["log_evidence"] - row["elbo"] - row["kl"] for row in rows]
+            sentence = f"log p = ELBO + KL at every step {how} ({', '.join(models)})"
+            found.append(within(sentence, off, allowed, " nats a datum"))
+    gaps = [row["gap"] for row in results["touching"]]
+    if gaps:
+        found.append(
+            within("the bound touches log p where q is the posterior", gaps, EXACT, " nats")
+        )
+    for model in _models(results):
+        rises = [_end(run, "elbo") - _end(run, "elbo", 0) for run in _runs(results, model)]
+        falls = [_end(run, "kl", 0) - _end(run, "kl") for run in _runs(results, model)]
+        found.append(above(f"SVI raises the ELBO of {model}", rises, " nats a datum"))
+        found.append(
+            above(f"SVI brings the q of {model} nearer to the posterior", falls, " nats a datum")
+        )
+    return found
+
+
+def _models(results):
+    return list(dict.fromkeys(row["model"] for row in results["curves"]))
+
+
+def _runs(results, model):
+    """The rows of a model, a list for each seed."""
+    rows = [row for row in results["curves"] if row["model"] == model]
+    return [[r for r in rows if r["seed"] == seed] for seed in sorted({r["seed"] for r in rows})]
+
+
+def _end(run, key, place=-1):
+    return run[place][key]
+
+
+def tables(results):
+    """The terms at the start and at the end, and how far the identity is off."""
+    lines = []
+    for model in _models(results):
+        runs = _runs(results, model)
+        off = max(abs(r["log_evidence"] - r["elbo"] - r["kl"]) for run in runs for r in run)
+        for place in (0, -1):
+            cells = [
+                over_seeds([_end(run, key, place) for run in runs])
+                for key in ("log_evidence", "elbo", "kl")
+            ]
+            lines.append([model, short(runs[0][place]["step"]), *cells, short(off)])
+    caption = (
+        "Nats a datum on training rows, under the parameters at that step; ± is the standard error "
+        "over seeds. off: the largest distance of log p from ELBO + KL at any step and seed."
+    )
+    head = ["model", "step", "log p(x)", "ELBO", "KL(q, posterior)", "off"]
+    return [Table("The three terms before and after training", head, lines, caption)]
+
+
+def draw(results):
+    """The three curves of each model: means over seeds, and the range of the ELBO."""
+    models = _models(results)
+    figure = Figure(figsize=(3.4 * len(models), 3.6), layout="constrained")
+    for axis, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+        runs = _runs(results, model)
+        steps = np.array([row["step"] for row in runs[0]]).clip(min=0.5)
+        evidence, elbo = (
+            np.array([[row[key] for row in run] for run in runs])
+            for key in ("log_evidence", "elbo")
+        )
+        axis.plot(steps, evidence.mean(0), color="black", label="log p(x)")
+        axis.plot(steps, elbo.mean(0), color="#0072b2", label="ELBO")
+        axis.fill_between(steps, elbo.min(0), elbo.max(0), color="#0072b2", alpha=0.25, linewidth=0)
+        axis.fill_between(
+            steps, elbo.mean(0), evidence.mean(0), color="#e69f00", alpha=0.35, linewidth=0,
+            label="KL(q, posterior)",
+        )  # fmt: skip
+        axis.set(xscale="log", xlabel="step of SVI (0 at the left end)", title=model)
+    figure.axes[0].set_ylabel("nats a datum")
+    figure.axes[0].legend(loc="lower right")
+    return figure
+
+
+@studies.register
+def build():
+    """The study."""
+    return Study(
+        question="Is log p(x) = ELBO + KL(q, posterior), and when does the bound touch?",
+        settings=Own,
+        quick=QUICK,
+        measure=measure,
+        claims=claims,
+        tables=tables,
+        draw=draw,
+        reading={
+            "log p(x)": "The exact log evidence under the parameters at that step.",
+            "ELBO": "What SVI maximizes: the mean of log p(x, z) - log q(z) under q.",
+            "KL(q, posterior)": "How far q is from the posterior, 0 where they are one.",
+            "off": "log p(x) - ELBO - KL, which is 0 but for rounding.",
+        },
+    )

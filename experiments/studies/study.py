@@ -1,0 +1,28 @@
+"""`Study`: what a study's file registers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from experiments.svi.config import Settings
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, how it is measured, and what is made of the answer.
+
+    settings: a class of Settings whose defaults are the full run; quick: what the quick run, of
+    less than a minute on two cores, sets otherwise.
+    measure(settings, device): the results, a nest of dicts, lists, numbers and strings, as JSON
+    has it.  Of them alone are made: claims(results), a list of Claims; tables(results), of Tables;
+    draw(results), a Figure.
+    reading: {measure: a sentence that says how to read it}.
+    """
+
+    question: str
+    settings: type[Settings]
+    quick: dict
+    measure: Callable
+    claims: Callable
+    tables: Callable
+    draw: Callable
+    reading: dict[str, str]
