@@ -54,7 +54,7 @@ class Own(Settings):
     """Rows of the training data on which the terms are taken."""
 
 
-QUICK = {"seeds": 4, "steps": 300, "looks": 5, "rows": 12}
+QUICK = {"seeds": 5, "steps": 200, "looks": 3, "rows": 20}
 
 
 def measure(settings, device):
