@@ -610,7 +610,7 @@ def indexing():
 
 
 REFUSED = [
-    ("vae", {}, KINDS, {}, "is for discrete latents, vae has none: use pathwise"),
+    ("vae", {}, [*{*KINDS} - {"rws"}], {}, "is for discrete latents, vae has none: use pathwise"),
     ("bernoulli_mixture", {}, discrete.SWITCHES, {}, "is for Bernoulli latents, and z has other"),
     ("deep_sigmoid_belief_net", {}, discrete.ALONE, {}, "takes one latent.* has z2, z1"),
     ("bernoulli_lvm", {}, ["vimco", "rws"], {"num_particles": 1}, "at least 2"),
