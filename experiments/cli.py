@@ -193,6 +193,7 @@ def compare(
         bar.end_all()
     print(found.table)
     console.print(f"records, table, figures and posteriors: {out}")
+    console.print(f"to read them in a browser: {out / 'report.html'}")
     if found.failed:
         raise typer.Exit(1)
 
@@ -285,7 +286,8 @@ def study(
             name, out or Path("runs") / Path(name).stem, quick, device, **read_settings(setting)
         )
     print(found.text)
-    console.print(f"record, table, figure and page: {found.folder}")
+    console.print(f"record, table, figure: {found.folder}")
+    console.print(f"to read them in a browser: {found.folder / 'report.html'}")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from experiments import records, studies
 from experiments.report.figures import STYLE
 from experiments.report.page import Page, Picture, write_page
 from experiments.report.table import markdown
-from experiments.studies.claims import Claim
+from experiments.studies.claims import LEVEL, Claim
 from experiments.svi import checkpoint
 from experiments.svi import device as devices
 from experiments.svi import fit as svi_fit
@@ -123,6 +123,10 @@ def _write(folder, found, record, claims, text):
 
 
 def _lead(claims):
-    """How many of the claims the data support."""
-    held = sum(claim.holds for claim in claims)
-    return f"Of {len(claims)} claims the data support {held}."
+    """How many of the claims the data support, and how many might have been luck."""
+    held, tested = sum(claim.holds for claim in claims), sum(c.p is not None for c in claims)
+    return (
+        f"Of {len(claims)} claims the data support {held}. {tested} were tested over replicates, "
+        f"each by itself at {LEVEL:g}: were none of them true, {LEVEL * tested:.2g} would still be "
+        "supported on average."
+    )

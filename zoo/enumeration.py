@@ -12,7 +12,8 @@ from torch.distributions import constraints
 from zoo.distributions import FiniteVector, all_vectors
 
 LONGEST = 16
-VECTORS_AT_ONCE = 2**12  # of which a decoder computes the logits
+SETTLED = 12  # bits of a vector that are taken at once
+VECTORS_AT_ONCE = 2**SETTLED  # of which a decoder computes the logits
 CELLS_AT_ONCE = 2**23  # of rows x vectors
 
 
@@ -21,14 +22,26 @@ def log_evidence(log_joint, x, length):
 
     log_joint(x, z): log p(x, z) of rows (m, d) with each of the vectors (g, length): (m, g).
     """
-    vectors = all_vectors(length, like=x).split(VECTORS_AT_ONCE)
     parts = []
     for rows in x.split(CELLS_AT_ONCE // VECTORS_AT_ONCE):
         total = rows.new_full((len(rows),), -math.inf)
-        for z in vectors:
+        for z in blocks(length, x):
             total = total.logaddexp(log_joint(rows, z).logsumexp(-1))
         parts.append(total)
     return torch.cat(parts)
+
+
+def blocks(length, like):
+    """Every binary vector in the order of `all_vectors`: blocks (at most VECTORS_AT_ONCE, length).
+
+    They are made one at a time: all together they need memory that grows as they do.
+    """
+    low = all_vectors(min(length, SETTLED), like=like)
+    if length <= SETTLED:
+        yield low
+        return
+    for high in all_vectors(length - SETTLED, like=like):
+        yield torch.cat([high.expand(len(low), -1), low], 1)
 
 
 class VectorPosterior(FiniteVector):

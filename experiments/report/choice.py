@@ -16,10 +16,21 @@ def page(results):
     found = {device: every for device, every in found.items() if every}
     if not found:
         return ""
-    first = next(iter(found.values()))
-    sentences = [finding(first) for finding in FINDINGS] + [_costs(*one) for one in found.items()]
-    bullets = "\n".join(f"- {sentence}" for sentence in sentences if sentence)
+    bullets = "\n".join(f"- {sentence}" for sentence in _sentences(found))
     return f"{_rule(found)}\n\n{_table(found)}\n\n{bullets}\n"
+
+
+def sentences(records):
+    """The rule's choice and what else a comparison's records bear, for its own page; or nothing."""
+    device = (records[0].get("environment") or {}).get("device", "this device")
+    every = verdicts(records)
+    return [_rule({device: every}), *_sentences({device: every})] if every else []
+
+
+def _sentences(found):
+    first = next(iter(found.values()))
+    every = [finding(first) for finding in FINDINGS] + [_costs(*one) for one in found.items()]
+    return [sentence for sentence in every if sentence]
 
 
 def _rule(found):

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from experiments.report import choice
 from experiments.report.columns import READING, get, guide_of, model_of
 from experiments.report.page import Page
 from experiments.report.table import failures, tables
@@ -16,7 +17,10 @@ FACTS = {
 
 
 def page(title, records, pictures):
-    """The Page of a comparison: the tables of table.md, its pictures, settings and failures."""
+    """The Page of a comparison: the tables of table.md, its pictures and settings.
+
+    Above them stand runs that failed, and what the rule of the page of choices says.
+    """
     shown = tables(records)
     return Page(
         title=title,
@@ -26,7 +30,7 @@ def page(title, records, pictures):
         command=_command(records),
         settings=_settings(records),
         reading=_reading(shown),
-        findings=failures(records),
+        findings=[*failures(records), *choice.sentences(records)],
         facts=_facts(records),
     )
 

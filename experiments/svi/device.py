@@ -1,6 +1,7 @@
-"""Which device a run takes, and how much memory it took there."""
+"""Which device a run takes, and how much time and memory it took there."""
 
 import resource
+import time
 
 import torch
 
@@ -43,6 +44,12 @@ def wait_for(device):
     """Wait until a GPU has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def now(device):
+    """Seconds of a clock: on a CPU this thread's own, so that other programs matter little."""
+    wait_for(device)
+    return time.perf_counter() if device.type == "cuda" else time.thread_time()
 
 
 def reset_peak_memory(device):
