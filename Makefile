@@ -40,7 +40,7 @@ results: compare mnist
 # Every study in full, one after the other, and the parts of README and docs made from them.
 studies: install
 	for name in $$($(BIN)/zoo study --list | cut -d ' ' -f 1); do \
-		$(BIN)/zoo study $$name --out $(RUNS)/studies/$$name --device $(DEVICE) || exit 1; \
+		test -f $(RUNS)/studies/$$name/record.json || $(BIN)/zoo study $$name --out $(RUNS)/studies/$$name --device $(DEVICE) || exit 1; \
 	done
 	$(BIN)/python -m experiments.report.readme $(RUNS)/studies/*
 

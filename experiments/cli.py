@@ -383,9 +383,7 @@ def main(arguments=None):
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:  # Typer may answer an interrupt itself, and returns its status.
-        console.print(
-            "zoo: interrupted; where it has an --out, the same command with --resume goes on"
-        )
+        console.print("zoo: interrupted; a fit or a comparison with an --out goes on with --resume")
     sys.exit(status or 0)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from experiments import records, studies
 from experiments.report.figures import STYLE
 from experiments.report.page import Page, Picture, write_page
 from experiments.report.table import markdown
-from experiments.studies.claims import LEVEL, Claim
+from experiments.studies.parts.claims import LEVEL, Claim
 from experiments.svi import checkpoint
 from experiments.svi import device as devices
 from experiments.svi import fit as svi_fit
@@ -20,6 +21,7 @@ from experiments.svi.config import validated
 from zoo.errors import require
 
 RECORD = "record.json"
+FROM_PYTHON = "experiments.study(...)"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ def study(name, out=None, quick=False, device="auto", **settings):
 
     name: of a study, or a Python file that registers one.  quick: its settings for less than a
     minute on two cores.  settings: fields of the study's Settings that differ from either.
+    On a CPU one thread does it all, so that seconds can be compared.
     Returns a Finding.  Raises ZooError, before anything is measured, for bad arguments.
     """
     found = studies.load(name)
@@ -44,29 +47,41 @@ def study(name, out=None, quick=False, device="auto", **settings):
     device = devices.resolve(device)
     folder = None if out is None else _empty(Path(out))
     started = time.perf_counter()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with one_thread(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         results = found.measure(chosen, device)
+        environment = records.environment(devices.name(device))
     claims = found.claims(results)
     record = {
         "study": Path(name).stem,
         "question": found.question,
         "quick": quick,
         "settings": chosen.model_dump(mode="json"),
-        "environment": records.environment(devices.name(device)),
+        "environment": environment,
         "device": str(device),
         "seconds": time.perf_counter() - started,
         "claims": [claim.record() for claim in claims],
         "results": results,
     }
-    text = page_text(found, record, claims)
     if folder is not None:
-        _write(folder, found, record, claims, text)
-    return Finding(record, claims, text, folder)
+        _write(folder, found, record, claims)
+    return Finding(record, claims, page_text(found, record, claims), folder)
+
+
+@contextmanager
+def one_thread():
+    """One thread for torch while it lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def page_text(found, record, claims):
     """The claims and the tables as Markdown."""
-    parts = [f"**{found.question}**", "\n".join(f"- {claim.words}" for claim in claims)]
+    parts = [f"**{found.question}**", _lead(record, claims)]
+    parts.append("\n".join(f"- {claim.words}" for claim in claims))
     for table in found.tables(record["results"]):
         parts += [f"*{table.title}*", markdown(table)] + ([table.caption] if table.caption else [])
     return "\n\n".join(parts) + "\n"
@@ -84,6 +99,18 @@ def read(folder):
     return studies.load(record["study"]), record, claims
 
 
+def remake(folder, target):
+    """Write to the folder `target` what the record in `folder` says, as the study has it today.
+
+    Claims, tables and figure are made from the results alone, so that better words need no new run.
+    """
+    found, record, _ = read(folder)
+    claims = found.claims(record["results"])
+    record |= {"question": found.question, "claims": [claim.record() for claim in claims]}
+    svi_fit.prepare(Path(target))
+    _write(Path(target), found, record, claims)
+
+
 def _empty(folder):
     """The folder, made where it is not; refused where there is something in it."""
     require(not folder.exists() or folder.is_dir(), f"--out {folder} is a file; name a folder")
@@ -93,40 +120,52 @@ def _empty(folder):
     return folder
 
 
-def _write(folder, found, record, claims, text):
+def _write(folder, found, record, claims):
     """All files of a study; the record comes first, since all others are made from it."""
     content = json.dumps(records.finite(record), indent=1) + "\n"
     checkpoint.write_bytes(folder / RECORD, content.encode())
-    (folder / "table.md").write_text(text)
-    picture = Picture(folder / "figure.png", found.question)
+    (folder / "table.md").write_text(page_text(found, record, claims))
+    picture = Picture(folder / "figure.png", found.figure)
     with mpl.rc_context(STYLE):
         found.draw(record["results"]).savefig(picture.path)
+    write_page(folder / "report.html", _page(found, record, claims, picture))
+
+
+def _page(found, record, claims, picture):
+    """The Page of a study."""
     environment = record["environment"]
-    versions = ", ".join(f"{name} {own}" for name, own in environment["versions"].items())
-    page = Page(
+    changed = ", with changes that were not committed" if environment["dirty"] else ""
+    return Page(
         title=found.question,
-        lead=_lead(claims),
+        lead=_lead(record, claims),
         findings=[claim.words for claim in claims],
         tables=found.tables(record["results"]),
         pictures=[picture],
-        command=environment["command"] or f"zoo study {record['study']}",
+        command=environment["command"] or FROM_PYTHON,
         settings=record["settings"],
         reading=found.reading,
         facts={
             "device": environment["device"],
+            "threads": str(environment["threads"]),
             "seconds": f"{record['seconds']:.0f}",
-            "commit": str(environment["commit"]),
-            "versions": versions,
+            "commit": f"{environment['commit']}{changed}",
+            "python": environment["python"],
+            "versions": ", ".join(f"{n} {own}" for n, own in environment["versions"].items()),
         },
     )
-    write_page(folder / "report.html", page)
 
 
-def _lead(claims):
+def _lead(record, claims):
     """How many of the claims the data support, and how many might have been luck."""
-    held, tested = sum(claim.holds for claim in claims), sum(c.p is not None for c in claims)
-    return (
-        f"Of {len(claims)} claims the data support {held}. {tested} were tested over replicates, "
-        f"each by itself at {LEVEL:g}: were none of them true, {LEVEL * tested:.2g} would still be "
-        "supported on average."
-    )
+    texts = [claim.holds for claim in claims if claim.texts]
+    own = [claim.holds for claim in claims if not claim.texts]
+    tested = sum(claim.p is not None for claim in claims)
+    parts = ["A quick run, of smaller settings."] if record["quick"] else []
+    parts.append(f"Of {len(texts)} claims of the texts the data support {sum(texts)}")
+    parts[-1] += f", of {len(own)} of this study's own {sum(own)}." if own else "."
+    if tested:
+        parts.append(
+            f"{tested} were tested, each by itself at {LEVEL:g}: were all of them untrue, "
+            f"{LEVEL * tested:.2g} at most would be expected to be supported by luck."
+        )
+    return " ".join(parts)

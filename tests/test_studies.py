@@ -6,29 +6,93 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from experiments import studies, study
 from experiments.cli import main
 from experiments.report import readme
-from experiments.studies import claims as claimed
-from experiments.studies.claims import Claim, above, p_above, within
-from experiments.study import page_text, read
+from experiments.studies import elbo_identity
+from experiments.studies.parts import claims as claimed
+from experiments.studies.parts.claims import Claim, above, p_above, within
+from experiments.study import RECORD, page_text, read, remake
 from zoo import ZooError
 
 MOST_SECONDS, MOST_SECONDS_OF_A_RECORD = 60, 900
 UNSUPPORTED = {
+    "anomaly_detection": [
+        "vae of 2: log p finds a class left out better than reconstruction, vae of 2 (digits)",
+        "vae of 2: left out, the simplest class gets a higher log p than normal rows (digits)",
+    ],
+    "autoencoder_vs_vae": [
+        "samples of a VAE of 10 latents tell more of digits than an autoencoder's from a mixture "
+        "fitted to codes",
+        "lines between a VAE's codes of 10 latents show the judge surer digits than an "
+        "autoencoder's",
+        "from reconstructions to lines the distance grows less for a VAE of 10 latents",
+    ],
     "elbo_identity": ["SVI brings the q of vae nearer to the posterior"],
+    "gradient_estimators": [
+        "near the optimum too (0.1 posterior sd off, 4 dimensions) the variance of score, "
+        "leave-one-out is above that of pathwise",
+        "gaussian: score, leave-one-out takes more seconds than pathwise to within 0.1 nats",
+    ],
+    "parameter_ladder": [
+        "on held-out rows, with far fewer parameters chow_liu is better than full_joint, "
+        "smoothing chosen (digits_patch)",
+        "on held-out rows, with far fewer than 2^d parameters, after 400 steps of SVI, vae is "
+        "better than full_joint, smoothing chosen (digits_patch)",
+    ],
+    "representation": [
+        "groups among a VAE's 2 numbers agree with labels more (NMI) than those among pixels",
+        "groups among a VAE's 2 numbers agree with labels more (NMI) than those among an "
+        "autoencoder's",
+        "nearest neighbors tell more labels by a VAE's 2 numbers than by an autoencoder's",
+        "the components of a mixture VAE of 2 latents agree with labels more (NMI) than groups "
+        "among a VAE's codes",
+        "the components of a mixture VAE of 2 latents agree with labels more (NMI) than groups "
+        "among its own codes",
+    ],
 }
-"""{study: the sentences that its quick run does not support}; all others must hold."""
+"""{study: sentences that its quick run does not support}."""
+UNSETTLED = {
+    "anomaly_detection": [
+        "chow_liu: on average log p finds a class that was left out (digits)",
+        "vae of 2: log p finds a class left out better than isolation forest (digits)",
+        "chow_liu: left out, the simplest class gets a higher log p than normal rows (digits)",
+        "all models: the fewer edges an image has, the higher is its log p (digits)",
+        "the simpler a class, the less log p finds it when it is left out (digits)",
+    ],
+    "autoencoder_vs_vae": [
+        "a VAE's codes of 10 latents cover more of its prior than an autoencoder's of a normal "
+        "fitted to them",
+        "its prior fits q(z) of a VAE of 10 latents better than a normal fitted to them fits an "
+        "autoencoder's codes",
+        "q(z) of a VAE of 10 latents is not its prior: a classifier tells them apart",
+    ],
+    "conditioning": ["moved twice as far, pictures are further from real images"],
+    "gradient_estimators": [
+        "all four variances are those of the formulas at every place (the worst of them)",
+        "gaussian: score, leave-one-out takes more steps than pathwise to within 0.1 nats",
+    ],
+    "intractable_sum": [
+        "from 2 to 32 latents an eager step of SVI takes less than 1.5 times as long (slope of "
+        "log2 seconds)"
+    ],
+}
+"""{study: sentences on which so short a run is near the line: another machine's rounding, by which
+training goes another way, or its clock may change the verdict}.  All others must hold."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", studies.names())
 def test_quick_run_supports_its_claims_in_time(name, tmp_path):
     found = study(name, tmp_path / name, quick=True)
-    refused = [claim.sentence for claim in found.claims if not claim.holds]
-    assert refused == UNSUPPORTED.get(name, []), found.text
+    verdicts = {claim.sentence: claim.holds for claim in found.claims}
+    refused, open_ = UNSUPPORTED.get(name, []), UNSETTLED.get(name, [])
+    assert {*refused, *open_} <= verdicts.keys()
+    wrong = [s for s, holds in verdicts.items() if s not in open_ and holds == (s in refused)]
+    assert not wrong, found.text
     assert found.record["seconds"] < MOST_SECONDS
     assert_whole(tmp_path / name, found)
 
@@ -48,22 +112,35 @@ def assert_whole(folder, found):
             assert f">{name}<" in page.replace("&gt;", ">")
 
 
-def test_committed_records_say_what_is_shown():
-    """In time, at the full settings, and made by the study as it stands."""
-    for folder in readme.STUDIES.glob("*"):
-        own, record, claims = read(folder)
-        assert not record["quick"]
-        assert record["seconds"] < MOST_SECONDS_OF_A_RECORD
-        assert record["settings"] == json.loads(own.settings().model_dump_json())
-        assert [claim.words for claim in own.claims(record["results"])] == [c.words for c in claims]
-        assert (folder / "table.md").read_text() == page_text(own, record, claims)
+def committed():
+    """Folders of the records that are committed."""
+    return sorted(readme.STUDIES.glob("*"))
+
+
+def test_every_study_has_a_committed_record():
+    assert {json.loads((f / RECORD).read_text())["study"] for f in committed()} == {
+        *studies.names()
+    }
+
+
+@pytest.mark.parametrize("folder", committed(), ids=lambda folder: folder.name)
+def test_committed_records_say_what_is_shown(folder, tmp_path):
+    """In time, at the full settings, by committed code, and as the study has it today."""
+    own, record, claims = read(folder)
+    assert not record["quick"]
+    assert not record["environment"]["dirty"]
+    assert record["seconds"] < MOST_SECONDS_OF_A_RECORD
+    assert record["settings"] == json.loads(own.settings().model_dump_json())
+    assert own.claims(record["results"]) == claims
+    remake(folder, tmp_path)
+    assert (folder / "table.md").read_text() == (tmp_path / "table.md").read_text()
 
 
 TINY = """
 from matplotlib.figure import Figure
 from experiments import studies
 from experiments.report.page import Table
-from experiments.studies.claims import above
+from experiments.studies.parts.claims import above
 from experiments.studies.study import Study
 from experiments.svi.config import Settings
 
@@ -83,6 +160,7 @@ def build():
         claims=lambda results: [above("Up is above", results["values"])],
         tables=lambda results: [Table("Values", ["value"], [["up"]])],
         draw=lambda results: Figure(),
+        figure="Nothing yet",
         reading={"value": "How far up."},
     )
 """
@@ -105,7 +183,7 @@ def test_own_study_from_a_file(tiny, tmp_path):
     assert "&lt;b&gt;up" in page
     down = study(tiny, quick=True, lift=-2.0)
     assert [claim.holds for claim in down.claims] == [False]
-    assert "not supported" in down.text
+    assert "refuted" in down.text
     assert down.folder is None
 
 
@@ -181,19 +259,22 @@ def test_claims_in_words():
     assert not above("It is known", [1.0, math.nan, 1.2]).holds
 
 
-def test_identity_is_refused_where_a_term_is_wrong():
-    """Each of the three terms, off by a ten-millionth of a nat."""
-    found = studies.load("elbo_identity")
-    row = {"model": "gaussian_lvm", "step": 0, "log_evidence": -1.0, "elbo": -3.0, "kl": 2.0}
-    rows = [row | {"seed": s, "step": t, "elbo": -3 + t, "kl": 2 - t + 1e-3 * s * t}
-            for s in range(3) for t in (0, 1)]  # fmt: skip
-    for r in rows:
-        r["log_evidence"] = r["elbo"] + r["kl"]
-    results = {"curves": rows, "touching": [{"model": "gaussian_lvm", "seed": 0, "gap": 0.0}]}
-    assert found.claims(results)[0].holds
-    for term in ("log_evidence", "elbo", "kl"):
-        wrong = [r | {term: r[term] + 1e-7} for r in rows]
-        assert not found.claims(results | {"curves": wrong})[0].holds
+@pytest.mark.parametrize("term", [None, "log_evidence", "elbo", "kl"])
+def test_identity_is_refused_where_a_term_of_some_rows_is_wrong(term, monkeypatch):
+    """Off by a ten-millionth of a nat, in ways that cancel in the mean over rows."""
+    right = elbo_identity.three
+
+    def three(*arguments):
+        for name, values in right(*arguments):
+            off = torch.zeros_like(values)
+            off[2], off[3] = 1e-7, -1e-7
+            yield name, values + off if name == term else values
+
+    monkeypatch.setattr(elbo_identity, "three", three)
+    settings = elbo_identity.Own(models=("gaussian_lvm",), seeds=2, steps=1, looks=2, rows=5)
+    claims = elbo_identity.claims(elbo_identity.measure(settings, torch.device("cpu")))
+    assert claims[0].sentence.startswith("log p = ELBO + KL")
+    assert claims[0].holds == (term is None)
 
 
 def test_a_lone_seed_shows_no_spread():

@@ -16,7 +16,7 @@ from experiments.report import catalog, choice
 from experiments.report.figures import WORDS
 from experiments.report.table import csv_table, markdown, markdown_table, tables
 from experiments.settings import load_suite
-from experiments.study import RECORD
+from experiments.study import RECORD, remake
 from experiments.study import read as read_study
 from zoo.errors import require
 
@@ -55,14 +55,13 @@ def take_page(name, folder):
 
 
 def take_study(folder):
-    """Copy a study's record, text and figure to results/studies/NAME-DEVICE."""
+    """Take a study's record to results/studies/NAME-DEVICE, with text and figure made anew."""
     record = json.loads((folder / RECORD).read_text())
     require(not record["quick"], f"{folder} holds a quick run: run the study without --quick")
     device = record["device"].partition(":")[0]
     target = STUDIES / f"{record['study']}-{device}"
-    target.mkdir(parents=True, exist_ok=True)
-    for name in (RECORD, "table.md", "figure.png"):
-        shutil.copy(folder / name, target)
+    remake(folder, target)
+    (target / "report.html").unlink()  # the document that is read here shows as much
 
 
 def take(folder):
@@ -132,7 +131,7 @@ def findings_text():
         for folder in sorted(STUDIES.glob(f"{name}-*")):
             found, record, claims = read_study(folder)
             parts += [f"## {found.question}", "\n".join(f"- {claim.words}" for claim in claims)]
-            parts.append(_pictured(folder / "figure.png", f"{name}, {record['device']}"))
+            parts.append(_pictured(folder / "figure.png", found.figure))
             table = (folder / "table.md").relative_to(ROOT).as_posix()
             parts.append(
                 f"[Tables]({table}); made by `zoo study {name} --out runs/{name}` in "

@@ -39,9 +39,9 @@ import zoo
 from experiments import studies
 from experiments.measure.evidence import iwae
 from experiments.report.page import Table
-from experiments.studies.cells import number, over_seeds
-from experiments.studies.claims import LEVEL, Claim, above, mean_se
-from experiments.studies.rows import column, known
+from experiments.studies.parts.cells import number, over_seeds
+from experiments.studies.parts.claims import LEVEL, Claim, above, mean_se
+from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
 from experiments.svi.config import Settings
 from experiments.svi.fit import fit
@@ -82,8 +82,8 @@ QUICK = {
     "data": ("digits",),
     "classes": tuple(range(6)),
     "models": ("vae of 2", "chow_liu"),
-    "rows": 100,
-    "steps": 400,
+    "rows": 400,
+    "steps": 300,
 }
 
 
@@ -303,7 +303,9 @@ def _failure(results, data):
     for model in models(results):
         p = one_class(results, data, model, simplest, "p_reversed").max()
         auroc = over_seeds(one_class(results, data, model, simplest)).text
-        sentence = f"{model}: left out, the simplest class gets HIGHER log p than normal ({data})"
+        sentence = (
+            f"{model}: left out, the simplest class gets a higher log p than normal rows ({data})"
+        )
         found = f"AUROC {auroc} for class {simplest}"
         yield Claim(sentence, found, bool(p < LEVEL), float(p), texts=False)
     weakest = max(
@@ -427,6 +429,8 @@ def build():
         claims=claims,
         tables=tables,
         draw=draw,
+        figure="log p(x) of normal rows and anomalies where it finds them and where it "
+        "fails, and the AUROC of every score",
         reading={
             "AUROC": "The probability that a normal row has a higher score than an anomaly; "
             "0.5 by chance, below it anomalies look more normal than what is normal.",

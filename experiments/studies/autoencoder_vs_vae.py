@@ -9,7 +9,7 @@ standard normal, as the texts would have it; a normal with the mean and covarian
 a mixture of normals fitted to its codes.  The VAE is given the same, its codes then being draws
 from q(z) = mean_n q(z given x_n).  Lines lead straight from the code of a held-out image to that of
 one of another class, where the code of a VAE is the mean of q.  An independent judge scores all:
-experiments/studies/judge.py.
+experiments/studies/parts/judge.py.
 
 How well q(z) is the prior: z is standardized by the prior, u = L^-1 (z - m), so that Phi(u_i) is
 uniform where it is; coverage is the share of the cells of equal prior mass, CELLS x CELLS of every
@@ -33,10 +33,10 @@ from sklearn.mixture import GaussianMixture
 from experiments import studies
 from experiments.measure.elbo import draw as draws_of
 from experiments.report.page import Table
-from experiments.studies import judge as judges
-from experiments.studies.cells import number, over_seeds, percent
-from experiments.studies.claims import above
-from experiments.studies.rows import column, known
+from experiments.studies.parts import judge as judges
+from experiments.studies.parts.cells import number, over_seeds, percent
+from experiments.studies.parts.claims import above
+from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
 from experiments.svi.config import Settings
 
@@ -56,7 +56,7 @@ KINDS = {
 }
 SCORES = ("confidence", "information", "away")
 JUDGED = {
-    "confidence": "are surer digits than",
+    "confidence": "show the judge surer digits than",
     "information": "tell more of digits than",
     "away": "are nearer to real images than",
 }
@@ -275,9 +275,7 @@ def of_lines(results, k):
         yield above(sentence, better(results, k, key, "line", "line"), UNITS[key])
     less = better(results, k, "away", "line", "line")
     less = less - better(results, k, "away", "reconstruction", "reconstruction")
-    sentence = (
-        f"from reconstructions to such lines the distance grows less for a VAE of {k} latents"
-    )
+    sentence = f"from reconstructions to lines the distance grows less for a VAE of {k} latents"
     yield above(sentence, less, UNITS["away"], texts=False)
 
 
@@ -307,9 +305,7 @@ def of_codes(results, k):
     )
     yield above(sentence, 100 * less, " points of a classifier that tells them apart", 1)
     more = at("told apart standard", "vae") - 0.5
-    sentence = (
-        f"and yet q(z) of a VAE of {k} latents is not its prior: a classifier tells them apart"
-    )
+    sentence = f"q(z) of a VAE of {k} latents is not its prior: a classifier tells them apart"
     yield above(sentence, 100 * more, " points above chance", 1, texts=False)
 
 
@@ -399,6 +395,8 @@ def build():
         claims=claims,
         tables=tables,
         draw=draw,
+        figure="Samples and lines between codes of an autoencoder and of a VAE with the "
+        "same networks",
         reading={
             "confidence": "How sure the judge is of the digit it sees; real images are the scale.",
             "distance": "Log distance to the nearest real images, 0 for a real one, more if apart.",

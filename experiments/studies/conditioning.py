@@ -11,7 +11,7 @@ direction  a VAE: to the code z of a held-out image of label a is added t (m_b -
            it stays, as m_b - m_a does, among the latents that codes make use of.
 
 What is measured is the share of the pictures E[x given the latents] in which a classifier that
-learned from images no model saw (experiments/studies/judge.py) sees what was asked for.  By chance
+learned from images no model saw (parts/judge.py) sees what was asked for.  By chance
 it sees that as often as the labels asked for occur among samples with nothing fixed, or among the
 pictures of the codes before they are moved.
 Source: Kingma, Rezende, Mohamed & Welling 2014, Semi-supervised learning with deep generative
@@ -34,10 +34,10 @@ from experiments.measure.labels import likeliest
 from experiments.measure.purity import cluster_latent
 from experiments.measure.streams import stream
 from experiments.report.page import Table
-from experiments.studies import judge as judges
-from experiments.studies.cells import over_seeds, percent
-from experiments.studies.claims import above
-from experiments.studies.rows import column
+from experiments.studies.parts import judge as judges
+from experiments.studies.parts.cells import over_seeds, percent
+from experiments.studies.parts.claims import above
+from experiments.studies.parts.rows import column
 from experiments.studies.study import Study
 from experiments.svi.config import Settings
 from zoo.ss_vae import with_reports
@@ -317,6 +317,8 @@ def build():
         claims=claims,
         tables=tables,
         draw=draw,
+        figure="Digits with a cluster or a label fixed, codes moved towards another digit, "
+        "and how often that digit is then seen",
         reading={
             "as asked": "Share of the pictures in which the judge sees what was asked for.",
             "by chance": "The same share where nothing was fixed: what asking has to beat.",

@@ -42,9 +42,9 @@ from experiments import studies
 from experiments.measure.streams import stream
 from experiments.report.figures import GUIDE_COLORS
 from experiments.report.page import Table
-from experiments.studies.cells import over_seeds
-from experiments.studies.claims import above, near
-from experiments.studies.gradient_places import (
+from experiments.studies.parts.cells import over_seeds
+from experiments.studies.parts.claims import above, near
+from experiments.studies.parts.gradient_places import (
     BASELINE,
     CUT,
     ESTIMATORS,
@@ -59,7 +59,7 @@ from experiments.studies.gradient_places import (
     gaussian,
     trained,
 )
-from experiments.studies.gradient_race import (
+from experiments.studies.parts.gradient_race import (
     CHUNK,
     TARGET,
     median_gaps,
@@ -68,7 +68,7 @@ from experiments.studies.gradient_race import (
     race_table,
     racers,
 )
-from experiments.studies.rows import column
+from experiments.studies.parts.rows import column
 from experiments.studies.study import Study
 from experiments.svi import discrete
 from experiments.svi.config import Settings
@@ -238,16 +238,21 @@ def _gaussian_claims(results):
             _over(results, kind, name, PATH).min(0), TENS,
         )  # fmt: skip
     growth = _exponents(results, kind, _over(results, kind, BASELINE, PATH))
-    yield above(f"the ratio of {BASELINE} to {PATH} grows with the dimension (exponent)", growth)
+    yield above(
+        f"Gaussian latents: the ratio of {BASELINE} to {PATH} grows with the dimension (exponent)",
+        growth,
+    )
     saved = _over(results, kind, PLAIN, BASELINE).min(0)
-    yield above("the baseline lowers the score's variance at every dimension", saved, TENS)
+    yield above(
+        "Gaussian latents: the baseline lowers the score's variance at every dimension", saved, TENS
+    )
     yield above(
         f"near the optimum too ({near:g} posterior sd off, {latents} dimensions) the variance of "
         f"{BASELINE} is above that of {PATH}",
         _over(results, kind, BASELINE, PATH, "distance")[0], TENS,
     )  # fmt: skip
     left = _over(results, kind, PATH, CUT, "distance")[0]
-    yield above(f"there the variance of {PATH} is above that of the {CUT}", left, TENS)
+    yield above(f"near the optimum the variance of {PATH} is above that of the {CUT}", left, TENS)
     yield _as_foretold(results, kind)
 
 
@@ -276,7 +281,9 @@ def _bernoulli_claims(results):
     most = np.min([_over(results, kind, name, RELAXED) for name in unbiased], (0, 1))
     yield above(f"the path of relaxed switches, {RELAXED}, has the smallest variance", most, TENS)
     bias = _values(results, kind, RELAXED, "bias", "dimension").min(0)
-    yield above("and a bias at every number of switches (its square, in squared norms)", bias)
+    yield above(
+        f"{RELAXED} has a bias at every number of switches (its square, in squared norms)", bias
+    )
 
 
 def tables(results):
@@ -346,7 +353,12 @@ def build():
         claims=claims,
         tables=tables,
         draw=draw,
+        figure="Variance of gradients against dimension and distance from the best q, and "
+        "the way there, for Gaussian and Bernoulli latents",
         reading={
+            "score": "The likelihood ratio, (f - baseline) d log q: it needs no path.",
+            "pathwise": "The gradient along z = loc + sd * noise.",
+            "path derivative": "Pathwise without the score of log q, whose mean is 0.",
             "relative variance": "Trace of a gradient's covariance over the squared norm of the "
             "exact one: above 1, a single gradient is mostly noise.",
             "variance": "The trace itself: what is left of it at the optimum keeps a fit moving.",

@@ -36,8 +36,8 @@ from experiments import studies
 from experiments.measure.cost import peak_bytes
 from experiments.measure.elbo import log_weights
 from experiments.report.page import Cell, Table
-from experiments.studies.cells import number, over_seeds
-from experiments.studies.claims import LEVEL, Claim, above, mean_se, near
+from experiments.studies.parts.cells import number, over_seeds
+from experiments.studies.parts.claims import LEVEL, Claim, above, mean_se, near
 from experiments.studies.study import Study
 from experiments.svi.config import Settings
 from experiments.svi.device import now
@@ -223,13 +223,14 @@ def claims(results):
     steps = _by_latents(results["steps"], "seconds")
     found = [
         near(
-            "every latent doubles the seconds of the exact sum (slope of log2 seconds)",
+            f"from {min(seconds)} latents on every further one doubles the seconds of the exact "
+            "sum (slope of log2 seconds)",
             slopes(seconds), 1, SLOPE_MARGIN, of="repetitions",
         ),
         near(
             f"from {min(steps)} to {max(steps)} latents an eager step of SVI takes less than "
-            f"{2 ** (FLAT_MARGIN * (max(steps) - min(steps))):.1f} times as long, since most of it "
-            "is a fixed cost (slope of log2 seconds)",
+            f"{2 ** (FLAT_MARGIN * (max(steps) - min(steps))):.1f} times as long (slope of log2 "
+            "seconds)",
             slopes(steps), 0, FLAT_MARGIN, of="repetitions",
         ),
         _too_long(results, seconds, steps),
@@ -396,6 +397,8 @@ def build():
         claims=claims,
         tables=tables,
         draw=draw,
+        figure="Seconds and memory of the exact sum against the number of binary latents, "
+        "and the ELBO against the exact log p(x)",
         reading={
             "exact sum": "Time of log p(x) of all rows: twice as long for every latent more.",
             "in blocks": "Memory of a sum that forgets each block: bounded, while its time is not.",

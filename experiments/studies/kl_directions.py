@@ -29,8 +29,8 @@ import guides
 import zoo
 from experiments import studies
 from experiments.report.page import Table
-from experiments.studies.cells import number, over_seeds
-from experiments.studies.claims import above, within
+from experiments.studies.parts.cells import number, over_seeds
+from experiments.studies.parts.claims import above, within
 from experiments.studies.study import Study
 from experiments.svi.config import Settings
 
@@ -164,19 +164,29 @@ def claims(results):
     excess = [row[reverse] - best[row["x"]][reverse] for row in own[reverse]]
     other = [1 - row["one side"] for x, row in best.items() if x >= results["two_modes"]]
     return [
-        above("Minimizing KL(q, p) leaves more of KL(p, q) than minimizing that", gain_p, " nats"),
-        above("Minimizing KL(p, q) leaves more of KL(q, p) than minimizing that", gain_q, " nats"),
+        above(
+            "Minimizing KL(q, p) leaves more of KL(p, q) than minimizing KL(p, q)", gain_p, " nats"
+        ),
+        above(
+            "Minimizing KL(p, q) leaves more of KL(q, p) than minimizing KL(q, p)", gain_q, " nats"
+        ),
         within(
             "The q of least KL(q, p) lies on one mode: its share on the other side", other, SIDE
         ),
-        within("SVI finds it: KL(q, p) above the least", excess, EXCESS, " nats"),
         within(
-            "The q of least KL(p, q) covers both modes: its sd over the posterior's, less 1",
+            f"SVI comes within {EXCESS} nats of the least KL(q, p): the excess",
+            excess,
+            EXCESS,
+            " nats",
+        ),
+        within(
+            "The q that SVI fits by KL(p, q) covers both modes: its sd over that of p, less 1",
             spread,
             SPREAD,
         ),
         within(
-            "and its mean lies between them, where the density, over that at a mode, is",
+            "The mean of the q that SVI fits by KL(p, q) lies between the modes: the density there "
+            "over that at a mode",
             [row["density"] for row in own[forward]],
             BETWEEN,
         ),
@@ -251,6 +261,8 @@ def build():
         claims=claims,
         tables=tables,
         draw=draw,
+        figure="A posterior of two modes for six observations, and the normal q that each "
+        "direction of KL fits to it",
         reading={
             "KL(q, p)": "What the ELBO minimizes: large where q has mass and the posterior none.",
             "KL(p, q)": "Large where the posterior has mass and q has none.",

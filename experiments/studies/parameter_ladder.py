@@ -38,9 +38,9 @@ import guides
 import zoo
 from experiments import studies
 from experiments.report.page import Cell, Table
-from experiments.studies.cells import over_seeds
-from experiments.studies.claims import Claim, above, mean_se
-from experiments.studies.rows import column, known
+from experiments.studies.parts.cells import over_seeds
+from experiments.studies.parts.claims import Claim, above, mean_se
+from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
 from experiments.svi.config import Settings
 from experiments.svi.fit import fit
@@ -226,7 +226,7 @@ def _held_out(results, data):
     pairs += [(how, (model, None), best) for model in SHARING]
     for how, upper, lower in pairs:
         values = gains(results, data, upper, lower, "test")
-        sentence = f"{how} {upper[0]} is better than {called(*lower)} on held-out rows ({data})"
+        sentence = f"on held-out rows, {how} {upper[0]} is better than {called(*lower)} ({data})"
         yield above(sentence, values, " nats a row", of="splits")
 
 
@@ -317,6 +317,7 @@ def build():
         claims=claims,
         tables=tables,
         draw=draw,
+        figure="Training and held-out log p(x) against the number of parameters",
         reading={
             "parameters": "Numbers that the model learns from data; its guide's are not counted.",
             "smoothing": "Imagined rows of each value, pair of values or vector.",

@@ -39,10 +39,10 @@ from experiments import studies
 from experiments.measure.labels import likeliest
 from experiments.measure.purity import cluster_latent
 from experiments.report.page import Table
-from experiments.studies import judge as judges
-from experiments.studies.cells import number, over_seeds
-from experiments.studies.claims import above
-from experiments.studies.rows import column, known
+from experiments.studies.parts import judge as judges
+from experiments.studies.parts.cells import number, over_seeds
+from experiments.studies.parts.claims import above
+from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
 from experiments.svi.config import Settings
 
@@ -280,6 +280,7 @@ def build():
         claims=claims,
         tables=tables,
         draw=draw,
+        figure="Codes of held-out images by label, and pictures along latents or by component",
         reading={
             "ARI": "Agreement of groups with labels: 0 by chance, 1 where they are the same.",
             "NMI": "What a group tells of the label, as a share of what there is: from 0 to 1.",

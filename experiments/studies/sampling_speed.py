@@ -36,9 +36,9 @@ from experiments import studies
 from experiments.measure.streams import stream
 from experiments.report.figures import GUIDE_COLORS
 from experiments.report.page import Cell, Table
-from experiments.studies.cells import over_seeds, short
-from experiments.studies.claims import Claim, above
-from experiments.studies.rows import column, known
+from experiments.studies.parts.cells import over_seeds, short
+from experiments.studies.parts.claims import Claim, above
+from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
 from experiments.svi.config import Settings
 from experiments.svi.device import now
@@ -289,6 +289,8 @@ def build():
         claims=claims,
         tables=tables,
         draw=draw,
+        figure="Seconds of a draw against the number of pixels, for autoregressive and "
+        "latent variable models",
         reading={
             "operations a pixel": "Operators that each further pixel adds to a draw; 0 where all "
             "pixels are drawn at once.",

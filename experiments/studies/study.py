@@ -14,7 +14,7 @@ class Study:
     less than a minute on two cores, sets otherwise.
     measure(settings, device): the results, a nest of dicts, lists, numbers and strings, as JSON
     has it.  Of them alone are made: claims(results), a list of Claims; tables(results), of Tables;
-    draw(results), a Figure.
+    draw(results), a Figure; figure: what is to be seen there, in a sentence.
     reading: {measure: a sentence that says how to read it}.
     """
 
@@ -25,4 +25,5 @@ class Study:
     claims: Callable
     tables: Callable
     draw: Callable
+    figure: str
     reading: dict[str, str]

@@ -1,7 +1,7 @@
 """Cells of a study's tables: numbers over seeds as text, with the number to sort by."""
 
 from experiments.report.page import Cell
-from experiments.studies.claims import mean_se
+from experiments.studies.parts.claims import mean_se
 
 
 def over_seeds(values, digits=3, factor=1.0, sign=""):

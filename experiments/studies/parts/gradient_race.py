@@ -17,9 +17,9 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 import zoo
 from experiments.report.page import Cell, Table
-from experiments.studies.cells import number, over_seeds, short
-from experiments.studies.claims import above
-from experiments.studies.gradient_places import (
+from experiments.studies.parts.cells import number, over_seeds, short
+from experiments.studies.parts.claims import above
+from experiments.studies.parts.gradient_places import (
     BASELINE,
     ESTIMATORS,
     PATH,
@@ -29,7 +29,7 @@ from experiments.studies.gradient_places import (
     exact_posterior,
     guide_for,
 )
-from experiments.studies.rows import known
+from experiments.studies.parts.rows import known
 from experiments.svi.device import now
 from experiments.svi.engine import advance
 from experiments.svi.fused import Fused

@@ -32,7 +32,7 @@ import experiments
 import guides
 import zoo
 from experiments.report.page import Table
-from experiments.studies.cells import number
+from experiments.studies.parts.cells import number
 from zoo.data.dataset import subset
 
 NEIGHBOR = 5  # which of the nearest images the distance is to

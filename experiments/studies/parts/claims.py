@@ -1,7 +1,8 @@
 """Claims: a sentence of the source texts, what was measured, and whether the data support it.
 
-The replicates are seeds.  A claim of the kind "this is above that" holds where a one-sided t test
-over seeds refuses, at LEVEL, that it is not.
+A claim of the kind "this is above that" holds where a one-sided t test over replicates refuses, at
+LEVEL, that it is not; where the test the other way round refuses that it is, the data refute it.
+Replicates are seeds, unless a claim names others.
 """
 
 from dataclasses import asdict, dataclass
@@ -18,7 +19,8 @@ LEVEL = 0.01
 class Claim:
     """sentence: what is claimed; found: the numbers in words; p: of the test, where there is one.
 
-    texts: whether it is the source texts' own claim, or one of this study's.
+    refuted: whether a test the other way round holds.  texts: whether it is the source texts' own
+    claim, or one of this study's.
     """
 
     sentence: str
@@ -26,13 +28,15 @@ class Claim:
     holds: bool
     p: float | None = None
     texts: bool = True
+    refuted: bool = False
 
     @property
     def words(self):
         """One sentence with the verdict."""
-        verdict = "supported" if self.holds else "not supported"
+        verdict = "supported" if self.holds else "refuted" if self.refuted else "not supported"
         test = "" if self.p is None else f" ({p_words(self.p)})"
-        return f"{self.sentence}: {verdict}; {self.found}{test}."
+        whose = "" if self.texts else "This study's own: "
+        return f"{whose}{self.sentence}: {verdict}; {self.found}{test}."
 
     def record(self):
         """As JSON has it."""
@@ -46,7 +50,7 @@ def above(sentence, values, unit="", digits=3, bound=0.0, texts=True, of="seeds"
     mean, se = mean_se(values)
     than = f" (claimed: above {bound:g})" if bound else ""
     found = f"{mean:.{digits}f} ± {se:.{digits}f}{unit}{than} over {len(values)} {of}"
-    return Claim(sentence, found, bool(p < LEVEL), p, texts)
+    return Claim(sentence, found, bool(p < LEVEL), p, texts, refuted=p > 1 - LEVEL)
 
 
 def within(sentence, values, bound, unit="", texts=True):
