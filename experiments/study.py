@@ -128,11 +128,11 @@ def _write(folder, found, record, claims):
     picture = Picture(folder / "figure.png", found.figure)
     with mpl.rc_context(STYLE):
         found.draw(record["results"]).savefig(picture.path)
-    write_page(folder / "report.html", _page(found, record, claims, picture))
+    write_page(folder / "report.html", page(found, record, claims, picture))
 
 
-def _page(found, record, claims, picture):
-    """The Page of a study."""
+def page(found, record, claims, picture):
+    """The Page of a Study, its record and its claims; picture: of its figure."""
     environment = record["environment"]
     changed = ", with changes that were not committed" if environment["dirty"] else ""
     return Page(

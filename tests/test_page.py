@@ -16,6 +16,7 @@ import experiments
 from experiments import records
 from experiments.report import comparison, readme
 from experiments.report.page import Cell, Page, Picture, Table, html_of, write_page
+from experiments.study import page, read
 
 CARD = readme.RESULTS / "card-cpu"
 FIGURES = sorted((CARD / "figures").glob("*.png"))
@@ -216,6 +217,7 @@ def test_a_comparison_says_its_command_settings_measures_and_failures():
     assert parsed.texts["pre"] == ["zoo compare 'a b.py' --out c"]
     assert "vae-mean_field-0 failed: the loss is nan" in parsed.texts["li"]
     assert "pareto_draws 500" in parsed.texts["li"]
+    assert any(text.startswith("Which guide should I use") for text in parsed.texts["li"])
     assert not parsed.named("figure")
     *tables, _ = parsed.tables
     heads = {name for table in tables for name in table[0]} - {"model", "guide", "seeds"}
@@ -363,6 +365,19 @@ def test_on_a_phone_the_tables_scroll_and_the_page_does_not(opened):
     tab = opened(of_results(CARD), width=390)
     assert tab.evaluate(FITS)
     assert tab.locator(".box").first.evaluate("box => box.scrollWidth > box.clientWidth + 100")
+
+
+@pytest.mark.parametrize("folder", sorted(readme.STUDIES.glob("*")), ids=lambda folder: folder.name)
+def test_the_page_of_every_study_opens_sorts_and_fits_a_phone(opened, folder):
+    found, record, claims = read(folder)
+    picture = Picture(folder / "figure.png", found.figure)
+    tab = opened(page(found, record, claims, picture), width=390)
+    assert tab.evaluate(FITS)
+    assert tab.locator("img").evaluate("image => image.naturalWidth") > 100
+    assert tab.locator(".findings li").all_inner_texts() == [claim.words for claim in claims]
+    heads = tab.locator(".sortable").first.locator("thead button")
+    heads.last.click()
+    assert tab.locator("[aria-sort]").count() == 1
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -59,7 +59,7 @@ class Own(Settings):
     label_weight: float = Field(50.0, ge=0)
     """Weight of what is told in the training of its classifier."""
     seeds: int = Field(5, ge=2)
-    steps: int = Field(1500, ge=1)
+    steps: int = Field(1000, ge=1)
     batch_size: int = Field(128, ge=1)
     learning_rate: float = Field(0.003, gt=0)
     rows: int = Field(2000, ge=100)
