@@ -54,7 +54,7 @@ class Own(Settings):
     latent_dim: int = Field(10, ge=1)
     hidden: tuple[int, ...] = (200, 200)
     """Widths of the layers of decoder and encoder, of every model."""
-    num_labels: int = Field(100, ge=10, multiple_of=10)
+    num_labels: int = Field(1000, ge=10, multiple_of=10)
     """Training images whose label the semi-supervised VAE is told."""
     label_weight: float = Field(50.0, ge=0)
     """Weight of what is told in the training of its classifier."""
@@ -70,6 +70,7 @@ class Own(Settings):
 
 QUICK = {
     "data": "digits",
+    "num_labels": 100,
     "hidden": (50, 50),
     "steps": 400,
     "batch_size": 64,
