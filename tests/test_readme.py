@@ -27,7 +27,6 @@ QUICK = {
     "compare": ["--steps=2", "--seeds=1", "--set=batch_size=500", "--workers=1", *QUICK_OPTIONS],
     "diagnose": QUICK_OPTIONS,
     "study": ["--quick", "--set=steps=20", "--set=seeds=2"],
-    "study": ["--quick"],
 }
 
 
