@@ -21,6 +21,7 @@ Source: Cremer, Li & Duvenaud 2018, Inference suboptimality in variational autoe
 from copy import deepcopy
 from dataclasses import replace
 from itertools import product
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -61,9 +62,9 @@ FIT = {"learning_rate": 0.03, "objective": "stl"}
 class Own(Settings):
     """Settings: encoders, numbers of rows, and how long each is trained."""
 
-    rows: tuple[int, ...] = (100, 400, 1347)
+    rows: tuple[Annotated[int, Field(ge=2, le=1347)], ...] = Field((100, 400, 1347), min_length=2)
     """Training rows, of the 1,347 digits."""
-    widths: tuple[int, ...] = (LINEAR, 8, 32, 128)
+    widths: tuple[Annotated[int, Field(ge=LINEAR)], ...] = Field((LINEAR, 8, 32, 128), min_length=2)
     """Of an encoder's two hidden layers; 0 for a linear one."""
     seeds: int = Field(5, ge=2)
     steps: int = Field(2500, ge=1)
@@ -183,9 +184,9 @@ def gaps(problem, guide, best):
 def searched(problem, best, num_rows, times, device):
     """Rows of free parameters: their gaps are those of the best, and a search is timed anew."""
     facts = {"case": problem.name, "source": "table", "width": None, "rows": num_rows}
-    found = {}
-    for which, (x, table) in best.items():
-        found |= gaps(problem, table, {which: (x, table)})
+    x, table = best["new"]
+    found = gaps(problem, table, {"new": best["new"]})
+    found |= gaps(problem, best["train"][1], {"train": best["train"]})
     for seed in range(times):
         yield facts | {"seed": seed} | found | seconds(problem, table, x, device)
 
@@ -227,10 +228,9 @@ def _of_vae(results):
         "training rows": train[narrow, many] - train[wide, many],
         f"an encoder of {_width(wide)} that learned from {few:,} rows loses more on new ones than "
         "on its own": new[wide, few] - train[wide, few],
-        f"{many:,} rows instead of {few:,} bring that encoder nearer to the best on new ones": new[
-            wide, few
-        ]
-        - new[wide, many],
+        f"{many:,} rows instead of {few:,} bring that encoder nearer to the best on new ones": (
+            new[wide, few] - new[wide, many]
+        ),
     }
     for sentence, values in found.items():
         yield above(f"VAE: {sentence}", values, UNIT)

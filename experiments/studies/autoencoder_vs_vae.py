@@ -76,8 +76,8 @@ class Own(Settings):
     """Settings: the data, and how both models are built and trained."""
 
     data: Literal["digits", "mnist"] = "mnist"
-    latent_dims: tuple[Annotated[int, Field(ge=2)], ...] = (2, 10)
-    hidden: tuple[int, ...] = (200, 200)
+    latent_dims: tuple[Annotated[int, Field(ge=2)], ...] = Field((2, 10), min_length=1)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (200, 200)
     """Widths of the layers of decoder and encoder, of both models."""
     seeds: int = Field(5, ge=2)
     steps: int = Field(3000, ge=1)

@@ -20,7 +20,7 @@ Source: Kingma, Rezende, Mohamed & Welling 2014, Semi-supervised learning with d
     Autoencoding beyond pixels using a learned similarity metric, section 3.3, for directions.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyro
@@ -52,7 +52,7 @@ class Own(Settings):
 
     data: Literal["digits", "mnist"] = "mnist"
     latent_dim: int = Field(10, ge=1)
-    hidden: tuple[int, ...] = (200, 200)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (200, 200)
     """Widths of the layers of decoder and encoder, of every model."""
     num_labels: int = Field(1000, ge=10, multiple_of=10)
     """Training images whose label the semi-supervised VAE is told."""

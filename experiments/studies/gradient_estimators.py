@@ -79,18 +79,21 @@ SENSE = {"gaussian": "posterior sd off in each dimension", "bernoulli": "share o
 OWN_COPIES, OWN_RATE = 10, 0.01  # of the rows, and of Adam, by which an estimator learns its own
 AGREE = 0.1  # powers of ten by which a variance may be off the theory's
 TENS = " powers of ten"
-Counts = tuple[Annotated[int, Field(ge=1)], ...]
+Size = Annotated[int, Field(ge=1)]
+Switches = Annotated[int, Field(ge=1, le=12)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Own(Settings):
     """Settings: which dimensions and distances, and what is spent on each."""
 
-    gaussian_latents: Counts = (1, 2, 4, 8, 16, 32)
-    bernoulli_latents: tuple[Annotated[int, Field(ge=1, le=12)], ...] = (2, 4, 8, 11)
+    gaussian_latents: tuple[Size, ...] = Field((1, 2, 4, 8, 16, 32), min_length=2)
+    bernoulli_latents: tuple[Switches, ...] = Field((2, 4, 8, 11), min_length=2)
     """Numbers of switches, over whose states the exact gradient sums."""
-    gaussian_distances: tuple[Annotated[float, Field(gt=0)], ...] = (0.1, 0.3, 1.0, 3.0)
+    gaussian_distances: tuple[Positive, ...] = Field((0.1, 0.3, 1.0, 3.0), min_length=1)
     """Posterior sd by which q is off in each dimension."""
-    bernoulli_distances: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.05, 0.2, 0.5, 1.0)
+    bernoulli_distances: tuple[Share, ...] = Field((0.05, 0.2, 0.5, 1.0), min_length=1)
     """Shares of the way from the best q, 0, to fair switches, 1."""
     latents: int = Field(8, ge=1, le=12)
     """Dimension at which distances are compared and the races are run."""
@@ -108,7 +111,7 @@ class Own(Settings):
     """Whether all estimators race, or only those of the claims."""
     race_rows: int = Field(50, ge=2)
     race_steps: int = Field(1000, ge=CHUNK)
-    rates: tuple[Annotated[float, Field(gt=0)], ...] = (0.01, 0.03, 0.1, 0.3)
+    rates: tuple[Positive, ...] = Field((0.01, 0.03, 0.1, 0.3), min_length=1)
 
 
 QUICK = {

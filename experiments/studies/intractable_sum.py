@@ -69,7 +69,7 @@ class Own(Settings):
     repetitions: int = Field(5, ge=2)
     far: int = Field(32, ge=2)
     """A number of latents whose sum nobody takes."""
-    timed: tuple[Annotated[int, Field(ge=1)], ...] = (2, 8, 14, 20, 26, 32)
+    timed: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 8, 14, 20, 26, 32), min_length=2)
     """Numbers of latents at which steps of SVI are timed."""
     timed_steps: int = Field(200, ge=2 * WARM)
     fitted: tuple[Annotated[int, Field(ge=1)], ...] = (4, 8, 12, 16, 32)

@@ -33,6 +33,7 @@ from experiments.studies.parts.cells import number, over_seeds
 from experiments.studies.parts.claims import above, within
 from experiments.studies.study import Study
 from experiments.svi.config import Settings
+from zoo.errors import require
 
 DIRECTIONS = {
     "KL(q, p)": {"num_particles": 16},
@@ -82,6 +83,10 @@ def two_valued(settings):
 
 def measure(settings, device):
     """{"fits": a row for each direction, seed and x; "best": for each x; "curves": densities}."""
+    require(
+        max(settings.x, default=-math.inf) >= settings.two_modes,
+        f"x must name an observation from two_modes = {settings.two_modes:g} on",
+    )
     problem = two_valued(settings)
     log_p = log_posterior(problem)
     rows, drawn = [], {}

@@ -19,7 +19,7 @@ Source: Bengio, Courville & Vincent 2013, Representation learning, sections 3 an
 """
 
 from itertools import product
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -86,8 +86,8 @@ class Own(Settings):
     """Settings: the data, and how the models are built and trained."""
 
     data: Literal["digits", "mnist"] = "mnist"
-    latent_dims: tuple[int, ...] = (2, 10)
-    hidden: tuple[int, ...] = (200, 200)
+    latent_dims: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 10), min_length=1)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (200, 200)
     """Widths of the layers of decoder and encoder, of every model."""
     seeds: int = Field(5, ge=2)
     steps: int = Field(2000, ge=1)

@@ -56,7 +56,7 @@ class Own(Settings):
 
     sides: tuple[Annotated[int, Field(ge=2)], ...] = (8, 14, 20, 28)
     """Pixels a side of the images."""
-    batches: tuple[Annotated[int, Field(ge=1)], ...] = (1, 100)
+    batches: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 100), min_length=1)
     """Numbers of images that are drawn at once."""
     repetitions: int = Field(5, ge=2)
     hidden: int = Field(100, ge=1)
