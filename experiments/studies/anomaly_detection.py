@@ -69,7 +69,7 @@ class Own(Settings):
     """Left out one at a time."""
     models: tuple[Literal[tuple(MODELS)], ...] = Field(tuple(MODELS), min_length=1)
     seeds: int = Field(2, ge=2)
-    steps: int = Field(1500, ge=1)
+    steps: int = Field(600, ge=1)
     train_rows: int = Field(5000, ge=2)
     """Largest number of rows to train on."""
     rows: int = Field(200, ge=2)
