@@ -90,10 +90,10 @@ class Own(Settings):
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (200, 200)
     """Widths of the layers of decoder and encoder, of every model."""
     seeds: int = Field(5, ge=2)
-    steps: int = Field(2000, ge=1)
+    steps: int = Field(1500, ge=1)
     batch_size: int = Field(128, ge=1)
     learning_rate: float = Field(0.003, gt=0)
-    rows: int = Field(5000, ge=100)
+    rows: int = Field(4000, ge=100)
     """Images at most whose codes are held against labels, of those trained on and held out."""
 
 
