@@ -161,8 +161,8 @@ def _lead(record, claims):
     own = [claim.holds for claim in claims if not claim.texts]
     tested = sum(claim.p is not None for claim in claims)
     parts = ["A quick run, of smaller settings."] if record["quick"] else []
-    parts.append(f"Of {len(texts)} claims of the texts the data support {sum(texts)}")
-    parts[-1] += f", of {len(own)} of this study's own {sum(own)}." if own else "."
+    also = f" and {sum(own)} of {len(own)} of this study's own" if own else ""
+    parts.append(f"The data support {sum(texts)} of {len(texts)} claims of the texts{also}.")
     if tested:
         parts.append(
             f"{tested} were tested, each by itself at {LEVEL:g}: were all of them untrue, "
