@@ -20,7 +20,7 @@ Source: Kingma & Welling 2014, Auto-encoding variational Bayes, section 5; Hinto
 """
 
 from itertools import combinations, product
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -38,7 +38,6 @@ from experiments.studies.parts.cells import number, over_seeds, percent
 from experiments.studies.parts.claims import above
 from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
-from experiments.svi.config import Settings
 
 MODELS = ("autoencoder", "vae")
 CELLS = 10  # cells of an axis
@@ -72,18 +71,11 @@ MATCH = ("coverage", "told apart")
 PARTS = {"train": "training", "held out": "held-out"}
 
 
-class Own(Settings):
-    """Settings: the data, and how both models are built and trained."""
+class Own(judges.Training):
+    """Settings: those of training, and what is judged."""
 
-    data: Literal["digits", "mnist"] = "mnist"
     latent_dims: tuple[Annotated[int, Field(ge=2)], ...] = Field((2, 10), min_length=1)
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (200, 200)
-    """Widths of the layers of decoder and encoder, of both models."""
-    seeds: int = Field(5, ge=2)
-    steps: int = Field(3000, ge=1)
-    batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(0.003, gt=0)
-    rows: int = Field(2000, ge=100)
+    rows: int = Field(1000, ge=100)
     """Pictures of each kind that are judged, lines, and codes held against the prior."""
     judge_rows: int = Field(10000, ge=500)
     """Images at most that the judge learns from."""

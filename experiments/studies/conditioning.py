@@ -20,8 +20,6 @@ Source: Kingma, Rezende, Mohamed & Welling 2014, Semi-supervised learning with d
     Autoencoding beyond pixels using a learned similarity metric, section 3.3, for directions.
 """
 
-from typing import Annotated, Literal
-
 import numpy as np
 import pyro
 import torch
@@ -39,7 +37,6 @@ from experiments.studies.parts.cells import over_seeds, percent
 from experiments.studies.parts.claims import above
 from experiments.studies.parts.rows import column
 from experiments.studies.study import Study
-from experiments.svi.config import Settings
 from zoo.ss_vae import with_reports
 
 LENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # t
@@ -47,21 +44,15 @@ ASKED, FAR = 1.0, 2.0  # t at which the means meet, and twice as far
 SHOWN = 7  # pictures in a line
 
 
-class Own(Settings):
-    """Settings: the data, and how the models are built and trained."""
+class Own(judges.Training):
+    """Settings: those of training, and what is told and judged."""
 
-    data: Literal["digits", "mnist"] = "mnist"
     latent_dim: int = Field(10, ge=1)
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (200, 200)
-    """Widths of the layers of decoder and encoder, of every model."""
     num_labels: int = Field(1000, ge=10, multiple_of=10)
     """Training images whose label the semi-supervised VAE is told."""
     label_weight: float = Field(50.0, ge=0)
     """Weight of what is told in the training of its classifier."""
-    seeds: int = Field(5, ge=2)
     steps: int = Field(1000, ge=1)
-    batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(0.003, gt=0)
     rows: int = Field(2000, ge=100)
     """Pictures that are drawn of a kind, and held-out images at most that are moved."""
     judge_rows: int = Field(10000, ge=500)

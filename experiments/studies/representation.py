@@ -19,7 +19,7 @@ Source: Bengio, Courville & Vincent 2013, Representation learning, sections 3 an
 """
 
 from itertools import product
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -44,7 +44,6 @@ from experiments.studies.parts.cells import number, over_seeds
 from experiments.studies.parts.claims import above
 from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
-from experiments.svi.config import Settings
 
 MODELS = ("vae", "autoencoder")
 NEIGHBORS = 5
@@ -82,17 +81,10 @@ COMPARED = (
 )
 
 
-class Own(Settings):
-    """Settings: the data, and how the models are built and trained."""
+class Own(judges.Training):
+    """Settings: those of training, and whose codes are held against labels."""
 
-    data: Literal["digits", "mnist"] = "mnist"
     latent_dims: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 10), min_length=1)
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (200, 200)
-    """Widths of the layers of decoder and encoder, of every model."""
-    seeds: int = Field(5, ge=2)
-    steps: int = Field(1500, ge=1)
-    batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(0.003, gt=0)
     rows: int = Field(4000, ge=100)
     """Images at most whose codes are held against labels, of those trained on and held out."""
 

@@ -19,9 +19,11 @@ Source: Loftsgaarden & Quesenberry 1965, A nonparametric estimate of a multivari
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from scipy.stats import entropy
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression
@@ -33,12 +35,25 @@ import guides
 import zoo
 from experiments.report.page import Table
 from experiments.studies.parts.cells import number
+from experiments.svi.config import Settings
 from zoo.data.dataset import subset
 
 NEIGHBOR = 5  # which of the nearest images the distance is to
 FUNCTIONS = 1000  # radial basis functions at most
 STRENGTH = 100.0  # inverse weight of the penalty: least log loss on a quarter of its own images
 BINS = 10  # of the calibration error
+
+
+class Training(Settings):
+    """The data, and how the models of a study of pictures are built and trained."""
+
+    data: Literal["digits", "mnist"] = "mnist"
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (200, 200)
+    """Widths of the layers of decoder and encoder, of every model."""
+    seeds: int = Field(5, ge=2)
+    steps: int = Field(1500, ge=1)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(0.003, gt=0)
 
 
 def halves(name, most):
