@@ -59,7 +59,6 @@ UNSETTLED = {
     "anomaly_detection": [
         "chow_liu: on average log p finds a class that was left out (digits)",
         "vae of 2: log p finds a class left out better than isolation forest (digits)",
-        "chow_liu: left out, the simplest class gets a higher log p than normal rows (digits)",
         "all models: the fewer edges an image has, the higher is its log p (digits)",
         "the simpler a class, the less log p finds it when it is left out (digits)",
     ],
