@@ -77,8 +77,8 @@ class Own(Settings):
 
 
 QUICK = {
-    "rows": (100, 1347), "widths": (LINEAR, 32), "steps": 250, "exact_steps": 900,
-    "model_steps": 300, "seeds": 4, "judged": 50,
+    "rows": (100, 1347), "widths": (LINEAR, 32), "steps": 250, "exact_steps": 800,
+    "model_steps": 250, "seeds": 4, "judged": 50,
 }  # fmt: skip
 
 

@@ -63,10 +63,10 @@ QUICK = {
     "data": "digits",
     "num_labels": 100,
     "hidden": (50, 50),
-    "steps": 400,
+    "steps": 300,
     "batch_size": 64,
     "learning_rate": 0.01,
-    "rows": 450,
+    "rows": 300,
 }
 
 

@@ -85,7 +85,8 @@ class Own(judges.Training):
     """Settings: those of training, and whose codes are held against labels."""
 
     latent_dims: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 10), min_length=1)
-    rows: int = Field(4000, ge=100)
+    steps: int = Field(1000, ge=1)
+    rows: int = Field(3000, ge=100)
     """Images at most whose codes are held against labels, of those trained on and held out."""
 
 
