@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -86,13 +87,15 @@ training goes another way, or its clock may change the verdict}.  All others mus
 @pytest.mark.slow
 @pytest.mark.parametrize("name", studies.names())
 def test_quick_run_supports_its_claims_in_time(name, tmp_path):
+    started = time.process_time()
     found = study(name, tmp_path / name, quick=True)
+    seconds = time.process_time() - started  # not by the wall: other tests have the cores as well
     verdicts = {claim.sentence: claim.holds for claim in found.claims}
     refused, open_ = UNSUPPORTED.get(name, []), UNSETTLED.get(name, [])
     assert {*refused, *open_} <= verdicts.keys()
     wrong = [s for s, holds in verdicts.items() if s not in open_ and holds == (s in refused)]
     assert not wrong, found.text
-    assert found.record["seconds"] < MOST_SECONDS
+    assert seconds < MOST_SECONDS
     assert_whole(tmp_path / name, found)
 
 
