@@ -48,10 +48,10 @@ class Own(Settings):
 
     models: tuple[Literal[KNOWN], ...] = Field(KNOWN, min_length=1)
     seeds: int = Field(8, ge=2)
-    steps: int = Field(1500, ge=1)
-    looks: int = Field(16, ge=2)
+    steps: int = Field(1000, ge=1)
+    looks: int = Field(12, ge=2)
     """How many steps are looked at, from the first to the last, evenly in their logarithm."""
-    rows: int = Field(200, ge=1)
+    rows: int = Field(60, ge=1)
     """Rows of the training data on which the terms are taken."""
 
 
