@@ -81,9 +81,9 @@ class Own(Settings):
 
 
 QUICK = {
-    "latents": (4, 8, 13, 14, 15, 16),
+    "latents": (4, 8, 13, 15, 17, 18),
     "rows": 50,
-    "one_piece": 14,
+    "one_piece": 15,
     "timed": (2, 12, 32),
     "timed_steps": 60,
     "repetitions": 6,
