@@ -63,7 +63,8 @@ def study(name, out=None, quick=False, device="auto", **settings):
         "results": results,
     }
     if folder is not None:
-        _write(folder, found, record, claims)
+        picture = _write(folder, found, record, claims)
+        write_page(folder / "report.html", page(found, record, claims, picture))
     return Finding(record, claims, page_text(found, record, claims), folder)
 
 
@@ -100,7 +101,7 @@ def read(folder):
 
 
 def remake(folder, target):
-    """Write to the folder `target` what the record in `folder` says, as the study has it today.
+    """Write record, table and figure of what `folder` holds to `target`, as the study has them today.
 
     Claims, tables and figure are made from the results alone, so that better words need no new run.
     """
@@ -121,14 +122,14 @@ def _empty(folder):
 
 
 def _write(folder, found, record, claims):
-    """All files of a study; the record comes first, since all others are made from it."""
+    """Record, table and figure, a Picture; the record comes first: the others are made from it."""
     content = json.dumps(records.finite(record), indent=1) + "\n"
     checkpoint.write_bytes(folder / RECORD, content.encode())
     (folder / "table.md").write_text(page_text(found, record, claims))
     picture = Picture(folder / "figure.png", found.figure)
     with mpl.rc_context(STYLE):
         found.draw(record["results"]).savefig(picture.path)
-    write_page(folder / "report.html", page(found, record, claims, picture))
+    return picture
 
 
 def page(found, record, claims, picture):

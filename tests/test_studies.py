@@ -79,6 +79,11 @@ UNSETTLED = {
         "from 2 to 32 latents an eager step of SVI takes less than 1.5 times as long (slope of "
         "log2 seconds)"
     ],
+    "sampling_speed": [
+        f"drawing {what}, seconds of every autoregressive model grow as the pixels or faster, but "
+        "for the fixed cost of a call"
+        for what in ("1 image", "5 images")
+    ],
 }
 """{study: sentences on which so short a run is near the line: another machine's rounding, by which
 training goes another way, or its clock may change the verdict}.  All others must hold."""

@@ -61,7 +61,6 @@ def take_study(folder):
     device = record["device"].partition(":")[0]
     target = STUDIES / f"{record['study']}-{device}"
     remake(folder, target)
-    (target / "report.html").unlink()  # the document that is read here shows as much
 
 
 def take(folder):
