@@ -101,7 +101,7 @@ def read(folder):
 
 
 def remake(folder, target):
-    """Write record, table and figure of what `folder` holds to `target`, as the study has them today.
+    """Write record, table and figure of `folder` to `target`, as the study has them today.
 
     Claims, tables and figure are made from the results alone, so that better words need no new run.
     """
