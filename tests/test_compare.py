@@ -264,7 +264,7 @@ def test_a_signal_ends_it_with_a_checkpoint_and_one_line(number, whole_group, tm
         (os.killpg if whole_group else os.kill)(process.pid, number)
         assert process.wait(timeout=180) == 130
     said = (tmp_path / "errors").read_text()
-    assert "interrupted; where it has an --out" in said
+    assert "zoo: interrupted; " in said
     assert "failed" not in said
     assert all(r["status"] == "ok" for r in records.read(tmp_path / "out" / "records.jsonl"))
     assert "Traceback" not in said

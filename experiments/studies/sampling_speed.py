@@ -49,7 +49,7 @@ MODELS = *AUTOREGRESSIVE, *LATENT
 COMPARED = "vae"  # the model to whose seconds those of the others are held
 PROPORTIONAL = 0.8  # an exponent that counts as 1, less what the fixed cost of a call takes
 ROWS = 100  # digits that are resized, of which a model takes the shape
-ENOUGH, MOST = 0.1, 25  # seconds, and draws, after which a repetition times no further ones
+ENOUGH, MOST = 0.1, 100  # seconds, and draws, after which a repetition times no further ones
 
 
 class Own(Settings):
@@ -66,7 +66,7 @@ class Own(Settings):
     """Maps of pixel_cnn and pixel_rnn."""
 
 
-QUICK = {"sides": (7, 11, 16), "batches": (1, 5), "repetitions": 4, "channels": 4}
+QUICK = {"sides": (6, 9, 13), "batches": (1, 5), "repetitions": 6, "channels": 4}
 
 
 def measure(settings, device):
