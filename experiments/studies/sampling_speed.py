@@ -59,7 +59,7 @@ class Own(Settings):
     """Pixels a side of the images."""
     batches: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 100), min_length=1)
     """Numbers of images that are drawn at once."""
-    repetitions: int = Field(5, ge=2)
+    repetitions: int = Field(10, ge=2)
     hidden: int = Field(100, ge=1)
     """Hidden units of nade, made and each of the vae's two layers, and the mixture's components."""
     channels: int = Field(8, ge=1)
