@@ -20,7 +20,7 @@ from experiments.svi import fit as svi_fit
 from experiments.svi.config import validated
 from zoo.errors import require
 
-RECORD = "record.json"
+RECORD, TABLE, FIGURE = "record.json", "table.md", "figure.png"
 FROM_PYTHON = "experiments.study(...)"
 
 
@@ -50,22 +50,32 @@ def study(name, out=None, quick=False, device="auto", **settings):
     with one_thread(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         results = found.measure(chosen, device)
         environment = records.environment(devices.name(device))
-    claims = found.claims(results)
     record = {
         "study": Path(name).stem,
-        "question": found.question,
         "quick": quick,
         "settings": chosen.model_dump(mode="json"),
         "environment": environment,
         "device": str(device),
         "seconds": time.perf_counter() - started,
-        "claims": [claim.record() for claim in claims],
         "results": results,
     }
+    return _told(found, json.loads(_text(record)), folder)  # all is made of what the file will say
+
+
+def _told(found, record, folder):
+    """A Finding, made from a record's results alone; its files too, unless the folder is None."""
     if folder is not None:
-        picture = _write(folder, found, record, claims)
-        write_page(folder / "report.html", page(found, record, claims, picture))
-    return Finding(record, claims, page_text(found, record, claims), folder)
+        _write_record(folder, record)  # so that no measurement is lost where words for it fail
+    claims = found.claims(record["results"])
+    record |= {"question": found.question, "claims": [claim.record() for claim in claims]}
+    text = page_text(found, record, claims)
+    if folder is not None:
+        _write_record(folder, record)
+        (folder / TABLE).write_text(text)
+        with mpl.rc_context(STYLE):
+            found.draw(record["results"]).savefig(folder / FIGURE)
+        write_page(folder / "report.html", page(found, record, claims, folder / FIGURE))
+    return Finding(record, claims, text, folder)
 
 
 @contextmanager
@@ -82,10 +92,15 @@ def one_thread():
 def page_text(found, record, claims):
     """The claims and the tables as Markdown."""
     parts = [f"**{found.question}**", _lead(record, claims)]
-    parts.append("\n".join(f"- {claim.words}" for claim in claims))
+    parts.append(listed(claims))
     for table in found.tables(record["results"]):
         parts += [f"*{table.title}*", markdown(table)] + ([table.caption] if table.caption else [])
     return "\n\n".join(parts) + "\n"
+
+
+def listed(claims):
+    """The claims as a list in Markdown, each with its verdict."""
+    return "\n".join(f"- **{claim.verdict}** {claim.words}" for claim in claims)
 
 
 def read(folder):
@@ -93,23 +108,19 @@ def read(folder):
 
     Raises ZooError where there is no such record.
     """
-    path = Path(folder) / RECORD
-    require(path.is_file(), f"no study's {RECORD} in {folder}")
-    record = json.loads(path.read_text())
+    record = json.loads(_found(folder).read_text())
     claims = [Claim(**claim) for claim in record["claims"]]
     return studies.load(record["study"]), record, claims
 
 
 def remake(folder, target):
-    """Write record, table and figure of `folder` to `target`, as the study has them today.
+    """Write the files of a study's `folder` to `target`, as the study has them today.
 
-    Claims, tables and figure are made from the results alone, so that better words need no new run.
+    All are made from the results alone, so that better words need no new run.  Returns a Finding.
     """
-    found, record, _ = read(folder)
-    claims = found.claims(record["results"])
-    record |= {"question": found.question, "claims": [claim.record() for claim in claims]}
+    record = json.loads(_found(folder).read_text())
     svi_fit.prepare(Path(target))
-    _write(Path(target), found, record, claims)
+    return _told(studies.load(record["study"]), record, Path(target))
 
 
 def _empty(folder):
@@ -121,27 +132,31 @@ def _empty(folder):
     return folder
 
 
-def _write(folder, found, record, claims):
-    """Record, table and figure, a Picture; the record comes first: the others are made from it."""
-    content = json.dumps(records.finite(record), indent=1) + "\n"
-    checkpoint.write_bytes(folder / RECORD, content.encode())
-    (folder / "table.md").write_text(page_text(found, record, claims))
-    picture = Picture(folder / "figure.png", found.figure)
-    with mpl.rc_context(STYLE):
-        found.draw(record["results"]).savefig(picture.path)
-    return picture
+def _found(folder):
+    """The path of the record in a folder."""
+    path = Path(folder) / RECORD
+    require(path.is_file(), f"no study's {RECORD} in {folder}")
+    return path
 
 
-def page(found, record, claims, picture):
-    """The Page of a Study, its record and its claims; picture: of its figure."""
+def _text(record):
+    return json.dumps(records.finite(record), indent=1) + "\n"
+
+
+def _write_record(folder, record):
+    checkpoint.write_bytes(folder / RECORD, _text(record).encode())
+
+
+def page(found, record, claims, figure):
+    """The Page of a Study, its record and its claims; figure: the path of its PNG."""
     environment = record["environment"]
     changed = ", with changes that were not committed" if environment["dirty"] else ""
     return Page(
         title=found.question,
         lead=_lead(record, claims),
-        findings=[claim.words for claim in claims],
+        claims=[(claim.verdict, claim.words) for claim in claims],
         tables=found.tables(record["results"]),
-        pictures=[picture],
+        pictures=[Picture(figure, found.figure)],
         command=environment["command"] or FROM_PYTHON,
         settings=record["settings"],
         reading=found.reading,

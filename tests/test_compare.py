@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,8 @@ def running_command(out, errors):
         stderr=errors,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         start_new_session=True,
+        # Where the tests run in a shell's background, an interrupt is ignored, here too.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process

@@ -49,7 +49,8 @@ class Page:
     """What a page says.  In its sentences, `so` is set as code.
 
     settings: nested dicts of what JSON has; reading: a sentence a measure; findings: sentences
-    above the tables; facts: where, when and with what it was made.
+    above the tables, and claims: pairs of a verdict and a sentence there; facts: where, when and
+    with what it was made.
     """
 
     title: str
@@ -60,6 +61,7 @@ class Page:
     settings: dict
     reading: dict[str, str]
     findings: list[str] = ()
+    claims: list[tuple[str, str]] = ()
     facts: dict[str, str] = field(default_factory=dict)
 
 
@@ -78,7 +80,7 @@ def html_of(page):
         script_hash=_hash(template, "script"),
         title=_escaped(page.title),
         lead=_prose(page.lead),
-        findings=_element("ul", _items(page.findings), class_="findings") if page.findings else "",
+        findings=_findings(page),
         tables="\n".join(map(_table, page.tables)),
         pictures=_section("Figures", "\n".join(map(_picture, page.pictures))),
         reading=_section("How to read the measures", _reading(page.reading)),
@@ -188,8 +190,13 @@ def _section(heading, content):
     return _element("section", f"{_element('h2', _escaped(heading))}\n{content}")
 
 
-def _items(sentences):
-    return "\n".join(_element("li", _prose(sentence)) for sentence in sentences)
+def _findings(page):
+    """The sentences and claims above the tables."""
+    items = [_element("li", _prose(sentence)) for sentence in page.findings]
+    for verdict, words in page.claims:
+        said = _element("b", _escaped(verdict), class_=verdict.replace(" ", "-"))
+        items.append(_element("li", f"{said} {_prose(words)}"))
+    return _element("ul", "\n".join(items), class_="findings") if items else ""
 
 
 def _element(name, content, **attributes):

@@ -16,7 +16,7 @@ from experiments.report import catalog, choice
 from experiments.report.figures import WORDS
 from experiments.report.table import csv_table, markdown, markdown_table, tables
 from experiments.settings import load_suite
-from experiments.study import RECORD, remake
+from experiments.study import RECORD, listed, remake
 from experiments.study import read as read_study
 from zoo.errors import require
 
@@ -61,6 +61,7 @@ def take_study(folder):
     device = record["device"].partition(":")[0]
     target = STUDIES / f"{record['study']}-{device}"
     remake(folder, target)
+    (target / "report.html").unlink()  # too large to commit, and made anew where it is wanted
 
 
 def take(folder):
@@ -129,13 +130,11 @@ def findings_text():
     for name in studies.names():
         for folder in sorted(STUDIES.glob(f"{name}-*")):
             found, record, claims = read_study(folder)
-            parts += [f"## {found.question}", "\n".join(f"- {claim.words}" for claim in claims)]
+            parts += [f"## {found.question}", listed(claims)]
             parts.append(_pictured(folder / "figure.png", found.figure))
             table = (folder / "table.md").relative_to(ROOT).as_posix()
-            parts.append(
-                f"[Tables]({table}); made by `zoo study {name} --out runs/{name}` in "
-                f"{record['seconds']:.0f} seconds."
-            )
+            command, seconds = record["environment"]["command"], record["seconds"]
+            parts.append(f"[Tables]({table}); made by `{command}` in {seconds:.0f} seconds.")
     return "\n\n".join(parts) + "\n"
 
 

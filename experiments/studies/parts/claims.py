@@ -31,12 +31,16 @@ class Claim:
     refuted: bool = False
 
     @property
+    def verdict(self):
+        """ "supported", "refuted", or "not supported" where the data say neither."""
+        return "supported" if self.holds else "refuted" if self.refuted else "not supported"
+
+    @property
     def words(self):
-        """One sentence with the verdict."""
-        verdict = "supported" if self.holds else "refuted" if self.refuted else "not supported"
+        """What is claimed, and what was found."""
         test = "" if self.p is None else f" ({p_words(self.p)})"
-        whose = "" if self.texts else "This study's own: "
-        return f"{whose}{self.sentence}: {verdict}; {self.found}{test}."
+        whose = "" if self.texts else "this study's own: "
+        return f"{whose}{self.sentence}; {self.found}{test}."
 
     def record(self):
         """As JSON has it."""
@@ -50,7 +54,12 @@ def above(sentence, values, unit="", digits=3, bound=0.0, texts=True, of="seeds"
     mean, se = mean_se(values)
     than = f" (claimed: above {bound:g})" if bound else ""
     found = f"{mean:.{digits}f} ± {se:.{digits}f}{unit}{than} over {len(values)} {of}"
-    return Claim(sentence, found, bool(p < LEVEL), p, texts, refuted=p > 1 - LEVEL)
+    return told_by_tests(sentence, found, p, 1 - p, texts)
+
+
+def told_by_tests(sentence, found, p, p_other, texts=True):
+    """The claim that a test of p-value p supports and one the other way round, p_other, refutes."""
+    return Claim(sentence, found, bool(p < LEVEL), float(p), texts, refuted=bool(p_other < LEVEL))
 
 
 def within(sentence, values, bound, unit="", texts=True):
@@ -63,13 +72,15 @@ def within(sentence, values, bound, unit="", texts=True):
 def near(sentence, values, target, margin, unit="", digits=3, texts=True, of="seeds"):
     """The claim that the mean of `values`, one for each of the replicates, is near `target`.
 
-    It holds where two one-sided t tests refuse, at LEVEL each, that it is `margin` or more away.
+    It holds where two one-sided t tests refuse, at LEVEL each, that it is `margin` or more away,
+    and is refuted where one says, at LEVEL / 2, that it is.
     """
-    values = np.asarray(values, dtype=float)
-    p = max(p_above(values - target + margin), p_above(target + margin - values))
+    off = np.asarray(values, dtype=float) - target
+    p = max(p_above(off + margin), p_above(margin - off))
+    p_other = 2 * min(p_above(off - margin), p_above(-margin - off))
     mean, se = mean_se(values)
     found = f"{mean:.{digits}f} ± {se:.{digits}f}{unit} (claimed: {target:g} ± {margin:g})"
-    return Claim(sentence, f"{found} over {len(values)} {of}", bool(p < LEVEL), p, texts)
+    return told_by_tests(sentence, f"{found} over {len(off)} {of}", p, p_other, texts)
 
 
 def p_above(values):
