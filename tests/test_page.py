@@ -16,7 +16,7 @@ import experiments
 from experiments import records
 from experiments.report import comparison, readme
 from experiments.report.page import Cell, Page, Picture, Table, html_of, write_page
-from experiments.study import page, read
+from experiments.study import FIGURE, page, read
 
 CARD = readme.RESULTS / "card-cpu"
 FIGURES = sorted((CARD / "figures").glob("*.png"))
@@ -370,14 +370,26 @@ def test_on_a_phone_the_tables_scroll_and_the_page_does_not(opened):
 @pytest.mark.parametrize("folder", sorted(readme.STUDIES.glob("*")), ids=lambda folder: folder.name)
 def test_the_page_of_every_study_opens_sorts_and_fits_a_phone(opened, folder):
     found, record, claims = read(folder)
-    picture = Picture(folder / "figure.png", found.figure)
-    tab = opened(page(found, record, claims, picture), width=390)
+    tab = opened(page(found, record, claims, folder / FIGURE), width=390)
     assert tab.evaluate(FITS)
     assert tab.locator("img").evaluate("image => image.naturalWidth") > 100
-    assert tab.locator(".findings li").all_inner_texts() == [claim.words for claim in claims]
+    assert tab.locator("img").bounding_box()["width"] > 600  # it scrolls, and can be read
+    assert tab.locator(".findings li").all_inner_texts() == [
+        f"{claim.verdict} {claim.words}" for claim in claims
+    ]
     heads = tab.locator(".sortable").first.locator("thead button")
     heads.last.click()
     assert tab.locator("[aria-sort]").count() == 1
+
+
+@pytest.mark.parametrize("folder", sorted(readme.STUDIES.glob("*")), ids=lambda folder: folder.name)
+def test_numbers_in_tables_of_studies_are_sorted_as_numbers(folder):
+    found, record, _ = read(folder)
+    for table in found.tables(record["results"]):
+        for name, cells in zip(table.head, zip(*table.rows, strict=True), strict=True):
+            for cell in cells:
+                if isinstance(cell, str):  # whole numbers as names are in order as texts
+                    assert not re.fullmatch(r"-?\d+[.,][\d,.]+", cell), name
 
 
 @pytest.mark.parametrize("width", [390, 1280])

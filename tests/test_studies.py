@@ -13,9 +13,9 @@ from scipy import stats
 from experiments import studies, study
 from experiments.cli import main
 from experiments.report import readme
-from experiments.studies import elbo_identity
+from experiments.studies import autoencoder_vs_vae, elbo_identity
 from experiments.studies.parts import claims as claimed
-from experiments.studies.parts.claims import Claim, above, p_above, within
+from experiments.studies.parts.claims import Claim, above, near, p_above, within
 from experiments.study import RECORD, page_text, read, remake
 from zoo import ZooError
 
@@ -28,6 +28,13 @@ UNSUPPORTED = {
     "autoencoder_vs_vae": [
         "samples of a VAE of 10 latents tell more of digits than an autoencoder's from a mixture "
         "fitted to codes",
+        *(
+            "samples of a VAE of 10 latents are more like real images in their distance to such "
+            f"than an autoencoder's from {source}"
+            for source in autoencoder_vs_vae.SOURCES.values()
+        ),
+        "lines between a VAE's codes of 10 latents are more like real images in their distance to "
+        "such than an autoencoder's",
         "lines between a VAE's codes of 10 latents show the judge surer digits than an "
         "autoencoder's",
         "from reconstructions to lines the distance grows less for a VAE of 10 latents",
@@ -48,6 +55,9 @@ UNSUPPORTED = {
         "groups among a VAE's 2 numbers agree with labels more (NMI) than those among pixels",
         "groups among a VAE's 2 numbers agree with labels more (NMI) than those among an "
         "autoencoder's",
+        "a linear classifier reads more labels from a VAE's 2 numbers than from pixels",
+        "a linear classifier reads more labels from a VAE's 2 numbers than from an autoencoder's",
+        "nearest neighbors tell more labels by a VAE's 2 numbers than by pixels",
         "nearest neighbors tell more labels by a VAE's 2 numbers than by an autoencoder's",
         "the components of a mixture VAE of 2 latents agree with labels more (NMI) than groups "
         "among a VAE's codes",
@@ -136,6 +146,7 @@ def test_committed_records_say_what_is_shown(folder, tmp_path):
     own, record, claims = read(folder)
     assert not record["quick"]
     assert not record["environment"]["dirty"]
+    assert record["environment"]["command"].startswith(f"zoo study {record['study']} ")
     assert record["seconds"] < MOST_SECONDS_OF_A_RECORD
     assert record["settings"] == json.loads(own.settings().model_dump_json())
     assert own.claims(record["results"]) == claims
@@ -199,7 +210,7 @@ def test_command_writes_and_lists(tiny, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["study", tiny, "--set", "seeds=4", "--out", "there"])
     assert caught.value.code == 0
-    assert "Up is above: supported" in capsys.readouterr().out
+    assert "- **supported** Up is above; " in capsys.readouterr().out
     assert json.loads(Path("there/record.json").read_text())["settings"]["seeds"] == 4
     with pytest.raises(SystemExit):
         main(["study", "--list"])
@@ -235,6 +246,47 @@ def test_bad_input_is_one_line(arguments, sentence, tiny, tmp_path, monkeypatch,
     assert Path("full/notes.txt").read_text() == Path("file").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("representation --set latent_dims=[100] --set data=digits", "more than the 64 pixels"),
+        ("gradient_estimators --set race_steps=10 --set seeds=2", "at least 10 times seeds"),
+        ("kl_directions --set x=[4,400]", "x.1: input should be less than or equal to 100"),
+        ("parameter_ladder --set held_out=0.999", "held_out: input should be less"),
+        ("conditioning --quick --set num_labels=2000", "num_labels is 2000, but only"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_trained(setting, sentence, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["study", *setting.split()])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert (caught.value.code, len(lines)) == (2, 1), lines
+    assert sentence in lines[0]
+
+
+def test_what_was_measured_is_kept_where_its_claims_fail(tiny, tmp_path):
+    path = Path(tiny)
+    path.write_text(TINY.replace("claims=lambda results:", "claims=lambda results: 1 / 0 or"))
+    with pytest.raises(ZeroDivisionError):
+        study(tiny, tmp_path / "out", quick=True)
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert record["results"]["values"] == [1.0, 1.1, 1.2]
+
+
+def test_a_number_that_is_none_reads_the_same_at_once_and_later(tiny, tmp_path):
+    path = Path(tiny)
+    path.write_text(
+        TINY.replace("s.lift + 0.1 * i for", "float('nan') if i else 1.0 for").replace(
+            'above("Up is above", results["values"])',
+            'above("Up is above", column([{"v": v} for v in results["values"]], "v"))',
+        ).replace("from exp", "from experiments.studies.parts.rows import column\nfrom exp", 1)
+    )  # fmt: skip
+    found = study(tiny, tmp_path / "out", quick=True)
+    assert [claim.verdict for claim in found.claims] == ["not supported"]
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert page_text(studies.load(tiny), record, found.claims) == found.text
+
+
 def test_nothing_is_read_from_a_folder_without_a_record(tmp_path):
     with pytest.raises(ZooError, match=r"no study's record\.json"):
         read(tmp_path)
@@ -257,12 +309,17 @@ def test_claims_hold_at_the_stated_level():
 
 def test_claims_in_words():
     assert above("It rises", [1.0, 1.1, 0.9], " nats", 2).words == (
-        "It rises: supported; 1.00 ± 0.06 nats over 3 seeds (p = 0.0017)."
+        "It rises; 1.00 ± 0.06 nats over 3 seeds (p = 0.0017)."
     )
     assert within("It is 0", [1e-9, -2e-9], 1e-8) == Claim(
         "It is 0", "at most 2e-09, where 1e-08 is allowed", True
     )
     assert not within("It is 0", [math.nan], 1.0).holds
+    away = near("It is 1", [2.0, 2.1, 1.9, 2.05], 1, 0.1)
+    assert (away.verdict, near("It is 2", [2.0, 2.1, 1.9], 2, 1.0).verdict) == (
+        "refuted", "supported"
+    )  # fmt: skip
+    assert above("It rises", [-1.0, -1.1, -0.9]).verdict == "refuted"
     assert not above("It is known", [1.0, math.nan, 1.2]).holds
 
 

@@ -145,10 +145,11 @@ def _as_javascript(number):
 def _picture(picture):
     data = base64.b64encode(Path(picture.path).read_bytes()).decode()
     image = f'<img src="data:image/png;base64,{data}" alt="{_escaped(picture.words)}">'
+    # Pictures are legible on a phone at a width that scrolls; the keyboard scrolls them too.
+    box = _element("div", image, class_="picture", tabindex=0)
     # The words are read out once, as those of the image.
-    return _element(
-        "figure", image + _element("figcaption", _prose(picture.words), aria_hidden="true")
-    )
+    caption = _element("figcaption", _prose(picture.words), aria_hidden="true")
+    return _element("figure", box + caption)
 
 
 def _reading(reading):

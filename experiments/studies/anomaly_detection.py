@@ -40,7 +40,7 @@ from experiments import studies
 from experiments.measure.evidence import iwae
 from experiments.report.page import Table
 from experiments.studies.parts.cells import number, over_seeds
-from experiments.studies.parts.claims import LEVEL, Claim, above, mean_se
+from experiments.studies.parts.claims import above, mean_se, told_by_tests
 from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
 from experiments.svi.config import Settings
@@ -53,7 +53,7 @@ MODELS = {
     "nade": ("nade", "empty", {}),
     "chow_liu": ("chow_liu", "empty", {}),
 }
-FOREST, SIMPLICITY = "isolation forest", "simplicity"
+FOREST, SIMPLICITY, NADE = "isolation forest", "simplicity", "nade"
 NORMAL, LEFT_OUT, OTHER = "normal", "left-out class", "other set"
 BINS = 25  # of the histograms
 COLORS = {NORMAL: "#0072b2", LEFT_OUT: "#d55e00", OTHER: "#009e73"}
@@ -236,7 +236,25 @@ def claims(results):
     found = []
     for data in names(results, "data"):
         found += [*_detection(results, data), *_rivals(results, data), *_failure(results, data)]
+    if OTHER in names(results, "against"):
+        found.append(_simpler_set(results))
     return found
+
+
+def _simpler_set(results):
+    """That a model of the busier set gives higher p(x) to the simpler one."""
+    edges = {
+        data: np.mean([row["edges"] for row in results["classes"] if row["data"] == data])
+        for data in names(results, "data")
+    }
+    simpler, busier = min(edges, key=edges.get), max(edges, key=edges.get)
+    most = max(by_class(results, busier, model, OTHER).max() for model in models(results))
+    return told_by_tests(
+        f"all models: trained on {busier}, they give a higher log p to the simpler set, {simpler}",
+        f"AUROC at most {most:.3f}; {edges[simpler]:.1f} edges an image against "
+        f"{edges[busier]:.1f}",
+        *(largest(results, key, busier, OTHER) for key in ("p_reversed", "p_found")),
+    )
 
 
 def names(results, key):
@@ -275,23 +293,24 @@ def _detection(results, data):
     if OTHER in names(results, "against"):
         sentence = f"all models: log p is higher for normal rows than for another set ({data})"
         worst = min(by_class(results, data, model, OTHER).min() for model in models(results))
-        p = largest(results, "p_found", data, OTHER)
-        yield Claim(sentence, f"AUROC at least {worst:.3f}", p < LEVEL, p)
+        tests = (largest(results, key, data, OTHER) for key in ("p_found", "p_reversed"))
+        yield told_by_tests(sentence, f"AUROC at least {worst:.3f}", *tests)
 
 
-def largest(results, key, data, against=LEFT_OUT):
+def largest(results, key, data, against=LEFT_OUT, by=max):
     """The largest p of a test over images, of all models, classes left out and seeds."""
     values = [
-        column(results["areas"], key, data=data, score=model, against=against).max()
+        column(results["areas"], key, data=data, score=model, against=against)
         for model in models(results)
     ]
-    return float(max(values))
+    return float(by(map(by, values)))
 
 
 def _rivals(results, data):
     """That log p(x) of a VAE finds a class left out better than others do."""
-    for model in [name for name in models(results) if restored(name) in names(results, "score")]:
-        for rival in (FOREST, restored(model)):
+    here = names(results, "score")
+    for model in [name for name in models(results) if restored(name) in here]:
+        for rival in [name for name in (FOREST, NADE, restored(model)) if name in here]:
             gains = by_class(results, data, model) - by_class(results, data, rival)
             sentence = f"{model}: log p finds a class left out better than {rival} ({data})"
             yield above(sentence, gains, " more AUROC", of="classes")
@@ -301,24 +320,28 @@ def _failure(results, data):
     """That the simplest class gets higher p(x) than what was trained on, and why."""
     simplest, _ = ends(results, data)
     for model in models(results):
-        p = one_class(results, data, model, simplest, "p_reversed").max()
+        tests = (
+            one_class(results, data, model, simplest, key).max()
+            for key in ("p_reversed", "p_found")
+        )
         auroc = over_seeds(one_class(results, data, model, simplest)).text
         sentence = (
             f"{model}: left out, the simplest class gets a higher log p than normal rows ({data})"
         )
         found = f"AUROC {auroc} for class {simplest}"
-        yield Claim(sentence, found, bool(p < LEVEL), float(p), texts=False)
+        yield told_by_tests(sentence, found, *tests, texts=False)
     weakest = max(
         by_class(results, data, model, key="with_edges").max() for model in models(results)
     )
     sentence = f"all models: the fewer edges an image has, the higher is its log p ({data})"
-    p = largest(results, "p_edges", data)
-    yield Claim(sentence, f"correlation at most {weakest:.2f}", p < LEVEL, p, texts=False)
+    p, least = (largest(results, "p_edges", data, by=by) for by in (max, min))
+    found = f"Pearson's correlation at most {weakest:.2f}, Spearman's tested"
+    yield told_by_tests(sentence, found, p, 1 - least, texts=False)
     mean = np.mean([by_class(results, data, model) for model in models(results)], 0)
     test = pearsonr(mean, by_class(results, data, SIMPLICITY), alternative="greater")
     sentence = f"the simpler a class, the less log p finds it when it is left out ({data})"
     found = f"correlation {test.statistic:.2f} of their AUROC with that of simplicity over classes"
-    yield Claim(sentence, found, bool(test.pvalue < LEVEL), float(test.pvalue), texts=False)
+    yield told_by_tests(sentence, found, test.pvalue, 1 - test.pvalue, texts=False)
 
 
 def tables(results):
@@ -382,6 +405,7 @@ def draw(results):
             histograms(axis, results, data, min(fails, key=fails.get), out)
         bars(right, results, data, simplest)
     figure.axes[0].legend(fontsize=7)
+    panels[0, -1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, fontsize=7)
     return figure
 
 
@@ -407,15 +431,15 @@ def bars(axis, results, data, simplest):
     places = range(len(scores))
     axis.barh(places, means, xerr=errors, color=COLORS[NORMAL], alpha=0.5, capsize=2)
     own = [one_class(results, data, score, simplest).mean() for score in scores]
-    axis.plot(own, places, "D", color=COLORS[LEFT_OUT], label=f"class {simplest}")
+    mark = {"clip_on": False, "zorder": 3}
+    axis.plot(own, places, "D", color=COLORS[LEFT_OUT], label="the simplest class alone", **mark)
     if OTHER in names(results, "against"):
         other = [by_class(results, data, score, OTHER).mean() for score in scores]
-        axis.plot(other, places, "D", color=COLORS[OTHER], label=OTHER)
+        axis.plot(other, places, "D", color=COLORS[OTHER], label=OTHER, **mark)
     axis.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
     axis.set_yticks(places, scores, fontsize=7)
     axis.invert_yaxis()
-    axis.set(xlim=(0, 1), xlabel="AUROC, mean over classes left out")
-    axis.legend(loc="lower right", fontsize=7)
+    axis.set(xlim=(0, 1), xlabel=f"{data}: AUROC (bars: mean over classes left out)")
 
 
 @studies.register

@@ -57,7 +57,7 @@ SCORES = ("confidence", "information", "away")
 JUDGED = {
     "confidence": "show the judge surer digits than",
     "information": "tell more of digits than",
-    "away": "are nearer to real images than",
+    "away": "are more like real images in their distance to such than",
 }
 UNITS = {"confidence": "", "information": " nats", "away": " of log distance"}
 SOURCES = {
@@ -265,17 +265,28 @@ def of_lines(results, k):
     for key in ("confidence", "away"):
         sentence = f"lines between a VAE's codes of {k} latents {JUDGED[key]} an autoencoder's"
         yield above(sentence, better(results, k, key, "line", "line"), UNITS[key])
-    less = better(results, k, "away", "line", "line")
-    less = less - better(results, k, "away", "reconstruction", "reconstruction")
+    less = grows(results, k, "autoencoder") - grows(results, k, "vae")
     sentence = f"from reconstructions to lines the distance grows less for a VAE of {k} latents"
     yield above(sentence, less, UNITS["away"], texts=False)
 
 
 def better(results, k, key, kind, other):
-    """By how much a VAE's pictures are better than an autoencoder's of another kind: (seeds,)."""
+    """By how much a VAE's pictures are better than an autoencoder's of another kind: (seeds,).
+
+    A distance is best where it is that of real images, 0: below it pictures are all too typical.
+    """
     ours = column(results["scores"], key, model="vae", latent_dim=k, kind=kind)
     theirs = column(results["scores"], key, model="autoencoder", latent_dim=k, kind=other)
-    return theirs - ours if key == "away" else ours - theirs
+    return np.abs(theirs) - np.abs(ours) if key == "away" else ours - theirs
+
+
+def grows(results, k, model):
+    """The distance of pictures on lines less that of reconstructions: (seeds,)."""
+    inside, ends = (
+        column(results["scores"], "away", model=model, latent_dim=k, kind=kind)
+        for kind in ("line", "reconstruction")
+    )
+    return inside - ends
 
 
 def of_codes(results, k):
@@ -391,7 +402,8 @@ def build():
         "same networks",
         reading={
             "confidence": "How sure the judge is of the digit it sees; real images are the scale.",
-            "distance": "Log distance to the nearest real images, 0 for a real one, more if apart.",
+            "distance": "Log distance to the nearest real images: 0 for a real one, above 0 for "
+            "pictures apart from all, below for those that are smoother or more typical.",
             "information": "What a picture says of the digit, high where sure and of all kinds.",
             "coverage": "Share of the prior's mass where codes are, near 100 % without holes.",
             "told apart": "50 % where codes are distributed as the prior, 100 % where never.",

@@ -231,27 +231,31 @@ def tables(results):
 
 
 def draw(results):
-    """The three curves of each model: means over seeds, and the range of the ELBO."""
+    """The curves of each model, means and ranges over seeds: log p and ELBO, and below them KL."""
     models = _models(results)
-    figure = Figure(figsize=(3.4 * len(models), 3.6), layout="constrained")
-    for axis, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+    figure = Figure(figsize=(3.4 * len(models), 5.4), layout="constrained")
+    panels = figure.subplots(2, len(models), squeeze=False, sharex="col", height_ratios=(3, 2))
+    for (upper, lower), model in zip(panels.T, models, strict=True):
         runs = _runs(results, model)
-        steps = np.array([row["step"] for row in runs[0]]).clip(min=0.5)
-        evidence, elbo = (
-            np.array([[row[key] for row in run] for run in runs])
-            for key in ("log_evidence", "elbo")
-        )
-        axis.plot(steps, evidence.mean(0), color="black", label="log p(x)")
-        axis.plot(steps, elbo.mean(0), color="#0072b2", label="ELBO")
-        axis.fill_between(steps, elbo.min(0), elbo.max(0), color="#0072b2", alpha=0.25, linewidth=0)
-        axis.fill_between(
-            steps, elbo.mean(0), evidence.mean(0), color="#e69f00", alpha=0.35, linewidth=0,
-            label="KL(q, posterior)",
-        )  # fmt: skip
-        axis.set(xscale="log", xlabel="step of SVI (0 at the left end)", title=model)
-    figure.axes[0].set_ylabel("nats a datum")
-    figure.axes[0].legend(loc="lower right")
+        _curve(upper, runs, "log_evidence", "log p(x)", color="black", linestyle="--")
+        _curve(upper, runs, "elbo", "ELBO", color="#0072b2")
+        _curve(lower, runs, "kl", "KL(q, posterior)", color="#d55e00")
+        upper.set(title=model)
+        lower.set(xscale="log", yscale="log", xlabel="step of SVI (0 at the left end)")
+    for axis in panels[:, 0]:
+        axis.set_ylabel("nats a datum")
+        axis.legend()
     return figure
+
+
+def _curve(axis, runs, key, label, **style):
+    """The mean over seeds of a term after every step that was looked at, and its range."""
+    steps = np.array([row["step"] for row in runs[0]]).clip(min=0.5)
+    values = np.array([[row[key] for row in run] for run in runs])
+    axis.fill_between(
+        steps, values.min(0), values.max(0), color=style["color"], alpha=0.2, linewidth=0
+    )
+    axis.plot(steps, values.mean(0), label=label, **style)
 
 
 @studies.register
@@ -265,7 +269,8 @@ def build():
         claims=claims,
         tables=tables,
         draw=draw,
-        figure="log p(x) and the ELBO during training; the area between them is KL(q, posterior)",
+        figure="log p(x) and the ELBO during training, and below them their distance, "
+        "KL(q, posterior)",
         reading={
             "log p(x)": "The exact log evidence under the parameters at that step.",
             "ELBO": "What SVI maximizes: the mean of log p(x, z) - log q(z) under q.",

@@ -8,13 +8,14 @@ phase (estimator rws), which minimizes KL(p, q).  Both divergences of both fits 
 grid, in double precision; so are the least that each can be: of KL(p, q) where q has the moments of
 p, of KL(q, p) by searches that begin at a mode and between both.
 
-KL(q, p) also has a local minimum astride the modes.  SVI begins near 0: at a rate of 0.05 it ends
-in that minimum for x = 2.25 (`--set rate=0.05`), at 0.1 its noise carries it on to a mode.
+KL(q, p) also has a local minimum astride the modes.  SVI begins near 0: at a rate of 0.05 some
+seeds end in that minimum for x = 2.25 (`--set rate=0.05`), at 0.1 their noise carries them on.
 Source: Bishop 2006, Pattern Recognition and Machine Learning, section 10.1.2; Minka 2005,
     Divergence measures and message passing, section 3.
 """
 
 import math
+from typing import Annotated
 
 import numpy as np
 import pyro
@@ -49,11 +50,12 @@ SIDE, EXCESS, SPREAD, BETWEEN = 0.01, 0.2, 0.05, 0.01
 class Own(Settings):
     """Settings: the data, the noise, and how long q is fitted."""
 
-    x: tuple[float, ...] = (0.0, 0.25, 1.0, 2.25, 4.0, 9.0)
-    """Observations; each has a posterior of its own."""
+    x: tuple[Annotated[float, Field(ge=-100, le=100)], ...] = (0.0, 0.25, 1.0, 2.25, 4.0, 9.0)
+    """Observations; each has a posterior of its own, which must lie on the grid."""
     two_modes: float = 2.0
     """From which x on the modes are so far apart that the claims are made."""
-    noise: float = Field(0.5, gt=0)
+    noise: float = Field(0.5, ge=0.2)
+    """Standard deviation of x given z; were it smaller, modes could be narrower than the grid."""
     seeds: int = Field(10, ge=2)
     steps: int = Field(4000, ge=1)
     rate: float = Field(0.1, gt=0)

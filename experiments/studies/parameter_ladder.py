@@ -38,7 +38,7 @@ import guides
 import zoo
 from experiments import studies
 from experiments.report.page import Cell, Table
-from experiments.studies.parts.cells import over_seeds
+from experiments.studies.parts.cells import number, over_seeds
 from experiments.studies.parts.claims import Claim, above, mean_se
 from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
@@ -61,7 +61,7 @@ class Own(Settings):
     data: tuple[Literal["digits_patch", "nltcs"], ...] = Field(tuple(WORDS), min_length=1)
     seeds: int = Field(10, ge=2)
     """Splits of the rows; a model that is trained step by step starts from the same seed."""
-    held_out: float = Field(0.25, gt=0, lt=1)
+    held_out: float = Field(0.25, gt=0, le=0.9)
     """Share of the rows."""
     steps: int = Field(2000, ge=1)
     """Of SVI, for the models that have no closed form."""
@@ -270,9 +270,9 @@ def table(results, data):
 def _smoothing(results, data, entry):
     """What a table says of the smoothing of an entry."""
     if entry[1] is None:
-        return "–"
+        return number(None)
     median = np.median(fitted(results, "smoothing", data, *entry))
-    return f"{median:g}" + " (chosen)" * (entry[1] == CHOSEN)
+    return Cell(f"{median:g}" + " (chosen)" * (entry[1] == CHOSEN), float(median))
 
 
 def draw(results):
@@ -317,7 +317,8 @@ def build():
         claims=claims,
         tables=tables,
         draw=draw,
-        figure="Training and held-out log p(x) against the number of parameters",
+        figure="Training and held-out log p(x) against the number of parameters, full_joint only "
+        "smoothed",
         reading={
             "parameters": "Numbers that the model learns from data; its guide's are not counted.",
             "smoothing": "Imagined rows of each value, pair of values or vector.",

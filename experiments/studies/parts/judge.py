@@ -37,6 +37,7 @@ from experiments.report.page import Table
 from experiments.studies.parts.cells import number
 from experiments.svi.config import Settings
 from zoo.data.dataset import subset
+from zoo.errors import require
 
 NEIGHBOR = 5  # which of the nearest images the distance is to
 FUNCTIONS = 1000  # radial basis functions at most
@@ -175,7 +176,9 @@ def trained(name, data, settings, device, guide="amortized", guide_options=None,
 @torch.no_grad()
 def codes(guide, x, latent="z"):
     """The mean of q(z given x) of every row (n, d), for a point the point itself: (n, k)."""
-    return guide.distribution(latent, guide.rows(x)[latent]).mean
+    found = guide.distribution(latent, guide.rows(x)[latent]).mean
+    require(found.isfinite().all(), "training diverged: take a smaller learning_rate")
+    return found
 
 
 @torch.no_grad()
