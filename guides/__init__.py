@@ -4,12 +4,19 @@
 `pyro.infer.SVI` as it is.
 """
 
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+from guides.unsuited import Unsuited
 from zoo.registry import Registry
 
-__all__ = ["build", "names", "register"]
+__all__ = ["build", "names", "register", "suiting"]
 
 _registry = Registry("guide", __name__)
 register = _registry.register
+_trying = ContextVar("trying", default=False)  # whether a build under way will say what suits
 
 
 def names():
@@ -20,10 +27,49 @@ def names():
 def build(name, problem, **options):
     """The guide of that name for a problem.
 
-    Raises ZooError for an unknown guide or option, or latents that the guide does not suit.
+    Raises ZooError for an unknown guide or option, or latents that the guide does not suit, and
+    then says which guides do.
     """
+    if _trying.get():
+        return _built(name, problem, options)
+    try:
+        with _tried():
+            return _built(name, problem, options)
+    except Unsuited as refusal:
+        others = [other for other in suiting(problem) if other != name]
+        advice = f"guides that suit: {', '.join(others)}" if others else "no registered guide does"
+        raise type(refusal)(f"{refusal}; {advice}") from refusal
+
+
+def suiting(problem, serves=lambda guide: True):
+    """Sorted names of the registered guides that can be built for a problem, as they are tried.
+
+    serves: what else a guide so built must be.  torch's random stream is as it was.
+    """
+    with _tried(), torch.random.fork_rng(devices=[]):
+        return [name for name in names() if _suits(name, problem, serves)]
+
+
+def _suits(name, problem, serves):
+    try:
+        return serves(build(name, problem))
+    except Exception:  # also what a guide does not foresee: one that breaks is no advice
+        return False
+
+
+def _built(name, problem, options):
     make = _registry.find(name)
     return make(problem, **_registry.resolve(name, make, options, skip=1))
+
+
+@contextmanager
+def _tried():
+    """Inside, refusals say nothing of other guides: to find those, each would try all again."""
+    token = _trying.set(True)
+    try:
+        yield
+    finally:
+        _trying.reset(token)
 
 
 def resolve(name, options):

@@ -25,7 +25,7 @@ def build(problem, hidden=(100, 100), kind="spline", transforms=2, flow_hidden=(
 
     kind, transforms, flow_hidden, context: of the flow, as `guides.flow.Flow` takes them.
     """
-    refuse_joint("amortized_flow", problem, "flow")
+    refuse_joint("amortized_flow", problem)
     family = partial(Flow, kind=kind, transforms=transforms, hidden=flow_hidden, context=context)
     encoder, vector = by_encoder(problem, hidden), joined("amortized_flow", problem)
     return Guide("amortized_flow", problem, encoder, family, vector)

@@ -17,6 +17,6 @@ from guides.sources import by_encoder
 @guides.register
 def build(problem, hidden=(100, 100)):
     """The guide; hidden: widths of the encoder's layers, () for a linear encoder."""
-    refuse_joint("amortized_full_rank", problem, "full_rank")
+    refuse_joint("amortized_full_rank", problem)
     encoder, vector = by_encoder(problem, hidden), joined("amortized_full_rank", problem)
     return Guide("amortized_full_rank", problem, encoder, "full_rank", vector)

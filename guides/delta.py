@@ -10,6 +10,7 @@ Source: Gelman et al. 2013, Bayesian data analysis, section 13.1.
 """
 
 import guides
+from guides.families import Delta
 from guides.guide import Guide
 from guides.sources import by_table
 
@@ -17,4 +18,4 @@ from guides.sources import by_table
 @guides.register
 def build(problem):
     """The guide, with one point for each training row of the problem."""
-    return Guide("delta", problem, by_table(problem), "delta")
+    return Guide("delta", problem, by_table(problem), Delta)

@@ -12,7 +12,8 @@ import torch
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ReshapeTransform
 
-from guides.noted import CorrelatedNormal
+from guides.noted import CorrelatedNormal, LowRankNormal
+from guides.unsuited import Unsuited, require_suited
 from zoo.distributions import BernoulliVector, CategoricalVector, is_boolean
 from zoo.errors import ZooError, require, unknown
 
@@ -29,8 +30,7 @@ class DiagonalNormal:
     """
 
     def __init__(self, latent):
-        refuse_discrete("diagonal_normal", latent, "; categorical does")
-        refuse_improper("diagonal_normal", latent)
+        refuse_unsuited("diagonal_normal", latent)
         self.latent = latent
         self.transform, self.shape = unconstrained(latent)
         self.size = math.prod(self.shape)
@@ -108,11 +108,9 @@ class LowRank:
         factor = factor.unflatten(-1, (self.size, self.rank)).clamp(-MAX_FACTOR, MAX_FACTOR)
         scale = log_scale.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
         if self.size > DENSE:
-            base = dist.LowRankMultivariateNormal(loc, scale[..., None] * factor, scale.square())
-        else:
-            lower = scale[..., None] * _unit_lower(factor)
-            base = CorrelatedNormal(loc, scale_tril=lower)
-        return _carried(base, self.latent)
+            return _carried(LowRankNormal(loc, scale, factor), self.latent)
+        lower = scale[..., None] * _unit_lower(factor)
+        return _carried(CorrelatedNormal(loc, scale_tril=lower), self.latent)
 
 
 class Delta:
@@ -123,8 +121,7 @@ class Delta:
     """
 
     def __init__(self, latent):
-        others = " and has no gradient; mean_field, constant and amortized do"
-        refuse_discrete("delta", latent, others)
+        refuse_discrete("delta", latent)
         self.latent = latent
         self.transform, self.shape = unconstrained(latent)
         self.num_parameters = math.prod(self.shape)
@@ -148,12 +145,11 @@ class Categorical:
     def __init__(self, latent):
         self.num_parameters = latent.entry_values
         several = latent.event_shape or is_boolean(latent.support)
-        if self.num_parameters is None or several:
-            raise ZooError(
-                f"categorical does not suit latent {latent.name!r}: its support {latent.support} "
-                "is not 0, 1, ..., K - 1; diagonal_normal serves continuous latents, "
-                "discrete_vector vectors of whole numbers"
-            )
+        require_suited(
+            self.num_parameters is not None and not several,
+            f"categorical does not suit latent {latent.name!r}: its support {latent.support} is "
+            "not 0, 1, ..., K - 1",
+        )
 
     def initial_row(self, *batch):
         """The uniform distribution: (*batch, K)."""
@@ -174,12 +170,11 @@ class DiscreteVector:
 
     def __init__(self, latent):
         self.num_values = latent.entry_values
-        if self.num_values is None or len(latent.event_shape) != 1:
-            raise ZooError(
-                f"discrete_vector does not suit latent {latent.name!r}: its support "
-                f"{latent.support} is no vector of whole numbers 0, 1, ..., K - 1; diagonal_normal "
-                "serves continuous latents, categorical a single whole number"
-            )
+        require_suited(
+            self.num_values is not None and len(latent.event_shape) == 1,
+            f"discrete_vector does not suit latent {latent.name!r}: its support {latent.support} "
+            "is no vector of whole numbers 0, 1, ..., K - 1",
+        )
         (self.size,) = latent.event_shape
         self.num_parameters = self.size * (1 if self.num_values == 2 else self.num_values)
 
@@ -235,22 +230,57 @@ FAMILIES = {
 }
 
 
+def choose_each(family, latents):
+    """{latent: its family}, for each of some latents.
+
+    family: as `choose` takes it, or {latent: such}, of these latents and no others.
+    """
+    names = [latent.name for latent in latents]
+    if not isinstance(family, dict):
+        family = dict.fromkeys(names, family)
+    for name in family:
+        if name not in names:
+            raise unknown("latent in family:", name, names)
+    for name in names:
+        require(
+            name in family,
+            f"family names none for latent {name!r}; give one for each of: {', '.join(names)}",
+        )
+    return {latent.name: choose(family[latent.name], latent) for latent in latents}
+
+
 def choose(family, latent):
     """The family of that name for a latent; "auto" takes the first that suits its support.
 
-    family: may also be a function that makes one for a latent, or {latent: family}.
+    family: may also be a function that makes one for a latent, or one that is made.
+    Raises ZooError for an unknown name, or a family that does not suit, and says which do.
     """
-    if isinstance(family, dict):
-        return family[latent.name]
+    if hasattr(family, "initial_row") and not isinstance(family, type):
+        return family
     if callable(family):
         return family(latent)
     if family == "auto":
         discrete = "discrete_vector" if latent.event_shape else "categorical"
         family = discrete if latent.support.is_discrete else "diagonal_normal"
         family = family if latent.proper else "delta"
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise unknown("family", family, ["auto", *FAMILIES])
-    return FAMILIES[family](latent)
+    try:
+        return FAMILIES[family](latent)
+    except Unsuited as refusal:
+        others = [name for name in FAMILIES if _suits(name, latent)]
+        if not others:
+            raise
+        raise ZooError(f"{refusal}; families that suit: {', '.join(others)}") from refusal
+
+
+def _suits(name, latent):
+    """Whether the family of that name can be made for a latent."""
+    try:
+        FAMILIES[name](latent)
+    except Unsuited:
+        return False
+    return True
 
 
 def common(families, family):
@@ -261,25 +291,19 @@ def common(families, family):
 
 def refuse_unsuited(family, latent):
     """One line for a family of densities over numbers, where a latent has none."""
-    refuse_discrete(family, latent, "; mean_field, constant and amortized do")
-    refuse_improper(family, latent)
-
-
-def refuse_discrete(family, latent, others):
-    """One line for a family of continuous latents; `others` do for a discrete one."""
-    require(
-        not latent.support.is_discrete,
-        f"{family} does not suit latent {latent.name!r}: it is discrete{others} where the number "
-        "of values is finite",
+    refuse_discrete(family, latent)
+    require_suited(
+        latent.proper,
+        f"{family} does not suit latent {latent.name!r}: its prior is no density, so that only a "
+        "point has a sense",
     )
 
 
-def refuse_improper(family, latent):
-    """One line for a family that would spread where no density keeps it together."""
-    require(
-        latent.proper,
-        f"{family} does not suit latent {latent.name!r}: its prior is no density, so that only a "
-        "point has a sense; delta gives one",
+def refuse_discrete(family, latent):
+    """One line for a family of continuous latents."""
+    require_suited(
+        not latent.support.is_discrete,
+        f"{family} does not suit latent {latent.name!r}: it is discrete",
     )
 
 

@@ -32,6 +32,7 @@ from guides.families import from_vector, refuse_unsuited, unconstrained
 from guides.guide import Guide
 from guides.joined import joined
 from guides.sources import by_table
+from guides.unsuited import require_suited
 from zoo.errors import require, require_count
 from zoo.nets import check_hidden
 
@@ -53,10 +54,10 @@ class Flow(nn.Module):
         check_shape(kind, transforms, hidden, context)
         self.latent, self.kind, self.context = latent, kind, context
         self.size = math.prod(unconstrained(latent)[1])
-        require(
+        require_suited(
             self.size > 1 or kind == "spline",
             f"flow of kind {kind!r} does not suit latent {latent.name!r}: an affine flow of one "
-            "number is a normal; take kind 'spline', mean_field or amortized",
+            "number is a normal; kind 'spline' does",
         )
         self.num_parameters = 2 * self.size + context
         self.maps = nn.ModuleList(self._map(i, tuple(hidden)) for i in range(transforms))

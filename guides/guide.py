@@ -7,8 +7,9 @@ from pyro.nn import PyroModule
 from torch import nn
 
 import zoo
-from guides.families import choose, common
+from guides.families import choose_each, common
 from guides.sources import ByLatent, Shared, Table
+from guides.unsuited import require_suited
 from zoo.errors import require
 
 
@@ -24,17 +25,15 @@ class Guide(PyroModule):
         super().__init__(zoo.unique(name))
         names = ", ".join(latent.name for latent in problem.latents)
         require(names or local_source is None, f"{problem.name} has no latents: take guide 'empty'")
-        possible = "take mean_field or amortized"
-        require(
-            not names or local_source,
-            f"guide {name!r} has no q for the latents {names}: {possible}",
+        require_suited(
+            not names or local_source, f"guide {name!r} has no q for the latents {names}"
         )
         self.name, self.joined = name, joined
         self.refine = None  # a module that has better rows than the sources': refine(x, rows)
         self.plate = problem.plate
         self.has_local = any(latent.local for latent in problem.latents)
         self.latents = (joined.latent,) if joined else problem.latents
-        self._own({latent.name: choose(family, latent) for latent in self.latents})
+        self._own(choose_each(family, self.latents))
         self.family = common(self.families, family)
         self.sources = ByLatent()
         for latent in self.latents:

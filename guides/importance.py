@@ -25,7 +25,7 @@ import zoo
 from guides.families import refuse_unsuited
 from guides.inside import detached, log_joint
 from guides.joined import refuse_joint
-from zoo.errors import require, require_count
+from zoo.errors import ZooError, require, require_count
 from zoo.problem import sample_sites
 
 PLACE = "importance_place"
@@ -104,7 +104,7 @@ def _picked(values, chosen, event_shape):
 def build(problem, base="amortized", base_options=None, num_draws=8):
     """The guide; base, base_options: the guide to draw from; num_draws: K."""
     require_count(num_draws=num_draws)
-    refuse_joint("importance", problem, "mean_field")
+    refuse_joint("importance", problem)
     require(problem.latents, f"{problem.name} has no latents: take guide 'empty'")
     for latent in problem.latents:
         refuse_unsuited("importance", latent)
@@ -115,9 +115,16 @@ def build(problem, base="amortized", base_options=None, num_draws=8):
     )
     require(base != "importance", "importance of importance is importance with more num_draws")
     inner = guides.build(base, problem, **options)
-    require(
-        not getattr(inner, "tabular", False) and getattr(inner, "family", None) != "delta",
-        f"importance does not suit guide {base!r}, which has no density for new rows: take "
-        "amortized, linear, amortized_full_rank, amortized_flow, top_down or laplace",
-    )
+    if not _serves(inner):
+        others = ", ".join(guides.suiting(problem, _serves))
+        raise ZooError(
+            f"importance does not suit guide {base!r}, which has no density for new rows; guides "
+            f"that do: {others}"
+        )
     return Importance(problem, inner, num_draws)
+
+
+def _serves(guide):
+    """Whether a guide can be the base: it has a density for new rows."""
+    plain = not isinstance(guide, Importance) and not getattr(guide, "tabular", False)
+    return plain and getattr(guide, "family", None) != "delta"

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 from torch.distributions import constraints
 
 from guides.families import refuse_unsuited, unconstrained
-from zoo.errors import require
+from guides.unsuited import require_suited
 from zoo.problem import Latent
 
 NAME = "all_latents"
@@ -29,10 +29,10 @@ class Joined:
             count = math.prod(unconstrained(latent)[1]) * (self.num_data if latent.local else 1)
             self.slices[latent.name] = slice(size, size + count)
             size += count
-        require(
+        require_suited(
             size <= at_most or not problem.joint,
             f"{name} would be one distribution over the {size:,} numbers of all data together, and "
-            f"takes at most {at_most:,}: take mean_field, or fewer data",
+            f"takes at most {at_most:,}: take fewer data",
         )
         plates = () if problem.joint else (problem.plate,)
         self.latent = Latent(NAME, constraints.real_vector, (size,), plates)
@@ -81,12 +81,12 @@ def joined(name, problem, at_most=math.inf):
     return found if len(problem.latents) > 1 else None
 
 
-def refuse_joint(name, problem, other):
-    """One line for a guide with an answer a datum, where data share a latent; `other` suits."""
-    require(
+def refuse_joint(name, problem):
+    """One line for a guide with an answer a datum, where data share a latent."""
+    require_suited(
         not problem.joint,
         f"{name} does not suit {problem.name}, whose data share a latent: it has an answer for "
-        f"every datum, and one distribution stands over all data; take {other}",
+        f"every datum, and one distribution stands over all data",
     )
 
 

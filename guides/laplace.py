@@ -12,6 +12,9 @@ Needs: continuous latents, and a model with parameters to fit whose density has 
     then, q stands where it is, below the mode.  Where the density is not concave the curvature's
     absolute value is taken, and at least a quarter of the prior's, so that q is at most twice as
     wide.
+Differs from the source in: the model is trained by the bound at q as it stands, not by how q
+    follows the model, so that the bound may fall while the model trains, as it does for the `vae`
+    of `zoo compare guides`.
 Source: MacKay 2003, Information theory, inference, and learning algorithms, chapter 27; Dauphin et
     al. 2014, Identifying and attacking the saddle point problem, for the steps; damping as in
     Marquardt 1963, An algorithm for least-squares estimation of nonlinear parameters.
@@ -26,6 +29,7 @@ import guides
 import zoo
 from guides.inside import detached, log_joint
 from guides.joined import Joined
+from guides.unsuited import require_suited
 from zoo.errors import require, require_count
 
 MAX_SIZE = 50
@@ -130,7 +134,7 @@ def _second(height, place):
 def build(problem, iterations=10):
     """The guide, for a model that has parameters to fit; iterations: of Newton's method."""
     require_count(iterations=iterations)
-    require(
+    require_suited(
         problem.num_parameters or not problem.latents,
         f"laplace does not suit {problem.name}: neither has parameters, so that there is nothing "
         "to fit; guides.laplace.Laplace(problem) is the approximation as a guide",

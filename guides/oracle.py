@@ -2,8 +2,8 @@
 
 Family: q(z) = p(z given x) under the model's parameters as they are.  It has no parameters, its
     gap is zero and its draws are those of the posterior, so each diagnostic must pass it.
-Cannot represent: anything else, unless `alter` turns it into a guide that is wrong on purpose,
-    which each diagnostic that should must refuse.
+Cannot represent: anything but the posterior; given `alter` it is a guide that is wrong on purpose,
+    which diagnostics that look for such a fault must refuse.
 Needs: a problem whose posterior over its one latent is exact (T0 or T1).  A posterior on a grid,
     which is refined as far as a datum needs, is computed at every step, and not recorded.
 Source: Cook, Gelman & Rubin 2006, Validation of software for Bayesian models, for the habit of
@@ -19,9 +19,12 @@ from torch.distributions.transforms import AffineTransform
 import guides
 import zoo
 from guides.inside import detached
+from guides.unsuited import Unsuited, require_suited
 from zoo.errors import TruthUnavailable, require
 
-OTHERS = "mean_field, amortized or top_down"
+
+class NoPosterior(Unsuited, TruthUnavailable):
+    """The problem knows no exact posterior for an oracle to draw from."""
 
 
 class Oracle(nn.Module):
@@ -38,15 +41,14 @@ class Oracle(nn.Module):
     def __init__(self, problem, alter=None):
         super().__init__()
         if problem.truth.posterior is None:
-            raise TruthUnavailable(
+            raise NoPosterior(
                 f"oracle does not suit {problem.name}, which knows no exact posterior (truth level "
-                f"{problem.truth.level}: {problem.truth.how}); take {OTHERS}"
+                f"{problem.truth.level}: {problem.truth.how})"
             )
         names = ", ".join(latent.name for latent in problem.latents)
-        require(
+        require_suited(
             len(problem.latents) == 1,
-            f"oracle does not suit {problem.name}: it draws one latent, the model has {names}; "
-            f"take {OTHERS}",
+            f"oracle does not suit {problem.name}: it draws one latent, the model has {names}",
         )
         self.alter, self.latents, self.plate = alter, problem.latents, problem.plate
         self.posterior = problem.truth.posterior
@@ -116,7 +118,7 @@ def _affine(q, loc, scale):
 @guides.register
 def build(problem):
     """The guide, for a model that has parameters to fit."""
-    require(
+    require_suited(
         problem.num_parameters,
         f"oracle does not suit {problem.name}: neither has parameters, so that there is nothing to "
         "fit; guides.oracle.Oracle(problem) is the posterior as a guide",

@@ -90,7 +90,7 @@ def build(problem, family="auto", hidden=(100, 100), steps=3, draws=8):
     """The guide; hidden: widths of the encoder's layers; steps: gradient steps, each by draws."""
     require_count(steps=steps, draws=draws)
     require(draws % 2 == 0, f"draws come in pairs: it must be even, got {draws}")
-    refuse_joint("semi_amortized", problem, "mean_field")
+    refuse_joint("semi_amortized", problem)
     for latent in problem.latents:
         refuse_unsuited("semi_amortized", latent)
     guide = Guide("semi_amortized", problem, by_encoder(problem, hidden), family)

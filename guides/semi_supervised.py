@@ -22,9 +22,10 @@ from pyro.nn import PyroModule
 
 import guides
 import zoo
-from guides.families import choose
+from guides.families import choose_each
 from guides.sources import Encoder
 from guides.top_down import encoders, sample_in_turn
+from guides.unsuited import require_suited
 from zoo.errors import require
 from zoo.nets import check_hidden, one_hot
 
@@ -47,7 +48,7 @@ class SemiSupervised(PyroModule):
         self.others = tuple(latent for latent in problem.latents if latent is not label)
         self.register_buffer("told", (train[:, -1] != self.num_labels).nonzero()[:, 0])
         self.classifier = Encoder(train[:, :-1], hidden, self.num_labels, image_shape=image_shape)
-        self.families = {latent.name: choose(family, latent) for latent in self.others}
+        self.families = choose_each(family, self.others)
         widths = (self.num_labels,)
         self.sources = encoders(self.others, self.families, train[:, :-1], hidden, widths)
 
@@ -78,14 +79,14 @@ class SemiSupervised(PyroModule):
 
 def _check(problem):
     """Refuse latents without a label among them, and those outside the plate."""
-    require(
+    require_suited(
         problem.label is not None,
         f"semi_supervised does not suit {problem.name}: none of its latents "
         f"({', '.join(latent.name for latent in problem.latents) or 'it has none'}) is a label "
-        "that some rows tell; top_down serves such latents",
+        "that some rows tell",
     )
     for latent in problem.latents:
-        require(
+        require_suited(
             latent.local,
             f"semi_supervised does not suit latent {latent.name!r}: it stands in no plate",
         )

@@ -23,8 +23,8 @@ from guides.families import choose, is_identity
 from guides.guide import Guide
 from guides.noted import Noted, log_standard_normal
 from guides.sources import by_encoder, by_table
+from guides.unsuited import require_suited
 from zoo.chains import StateChain
-from zoo.errors import require
 
 
 class NormalChain(Noted, TorchDistribution):
@@ -139,7 +139,7 @@ def family(latent):
         return choose("auto", latent)
     if latent.entry_values is not None:
         return ChainOfStates(latent)
-    require(
+    require_suited(
         is_identity(latent.support),
         f"structured does not suit latent {latent.name!r}: a chain of numbers has none with bounds",
     )
@@ -150,12 +150,9 @@ def family(latent):
 def build(problem, hidden=None):
     """The guide; hidden: widths of an encoder's layers, None for a free row a training datum."""
     names = ", ".join(latent.name for latent in problem.latents)
-    discrete = any(latent.support.is_discrete for latent in problem.latents)
-    others = "" if discrete else "full_rank for correlations, else "
-    require(
+    require_suited(
         not problem.latents or any(latent.length for latent in problem.latents),
-        f"structured does not suit {problem.name}: none of its latents ({names}) is a chain; take "
-        f"{others}mean_field or amortized",
+        f"structured does not suit {problem.name}: none of its latents ({names}) is a chain",
     )
     source = by_table(problem) if hidden is None else by_encoder(problem, hidden)
     return Guide("structured", problem, source, family)

@@ -21,7 +21,7 @@ from pyro.nn import PyroModule
 
 import guides
 import zoo
-from guides.families import choose, common
+from guides.families import choose_each, common
 from guides.sources import ByLatent, Encoder, Shared
 from zoo.errors import require
 from zoo.nets import check_hidden, one_hot
@@ -40,7 +40,7 @@ class TopDown(PyroModule):
         super().__init__(zoo.unique(self.name))
         require(problem.latents, f"{problem.name} has no latents: take guide 'empty'")
         self.latents, self.plate = problem.latents, problem.plate
-        self.families = {latent.name: choose(family, latent) for latent in self.latents}
+        self.families = choose_each(family, self.latents)
         self.family = common(self.families, family)
         local = [latent for latent in self.latents if latent.local]
         self.sources = encoders(local, self.families, problem.data.train, hidden)

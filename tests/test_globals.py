@@ -288,7 +288,7 @@ def test_full_rank_is_exact_for_a_normal_posterior():
 
 
 def test_full_rank_refuses_what_it_cannot_hold():
-    with pytest.raises(zoo.ZooError, match=r"10,001 numbers .* at most 2,000: take mean_field"):
+    with pytest.raises(zoo.ZooError, match=r"10,001 numbers .* at most 2,000: take fewer"):
         guides.build("full_rank", zoo.load("normal_hierarchical"))
     problem = zoo.load("eight_schools")
     guide = guides.build("full_rank", problem)
@@ -298,7 +298,7 @@ def test_full_rank_refuses_what_it_cannot_hold():
 
 @pytest.mark.parametrize("name", ["full_rank", "delta"])
 def test_discrete_latents_are_refused_with_what_suits_them(name):
-    with pytest.raises(zoo.ZooError, match=r"latent 'z': it is discrete.*mean_field, constant and"):
+    with pytest.raises(zoo.ZooError, match=r"latent 'z': it is discrete.* suit: .*mean_field"):
         guides.build(name, zoo.load("bernoulli_mixture"))
 
     def mixed(x=None, index=None):

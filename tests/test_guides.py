@@ -1,5 +1,6 @@
 """Every registered guide with every registered model, and with latents of other supports."""
 
+from functools import partial
 from itertools import product
 
 import pyro
@@ -13,7 +14,7 @@ from registered import A_DATUM, CONTINUOUS, DENSITIES, SAMPLE, SMALL, UNSUITED, 
 import guides
 import zoo
 from guides.checks import check_sites
-from guides.families import Delta, DiagonalNormal, FullRank, LowRank
+from guides.families import FAMILIES, Categorical, Delta, DiagonalNormal, FullRank, LowRank
 from guides.laplace import Laplace
 
 
@@ -45,6 +46,124 @@ def test_exactly_the_declared_pairs_are_refused():
                 guides.build(guide_name, problem)
         else:
             check_sites(problem, guides.build(guide_name, problem))
+
+
+def refusal(name, problem, **options):
+    """The one line with which a guide refuses a problem."""
+    with pytest.raises(zoo.ZooError) as caught:
+        guides.build(name, problem, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def named(sentence, kind):
+    """The names that a refusal ends with."""
+    return sentence.partition(f"; {kind} that suit: ")[2].split(", ")
+
+
+REFUSED = [
+    ("autoencoder", "structured", {}),
+    ("bernoulli_lvm", "delta", {}),
+    ("beta_bernoulli", "flow", {"kind": "iaf"}),
+    ("beta_bernoulli", "oracle", {}),
+    ("gmvae", "oracle", {}),
+    ("hmm", "full_rank", {}),
+    ("nade", "oracle", {}),
+    ("nade", "semi_supervised", {}),
+    ("normal_hierarchical", "amortized_flow", {}),
+    ("normal_hierarchical", "amortized_full_rank", {}),
+    ("normal_hierarchical", "full_rank", {}),
+    ("normal_hierarchical", "structured", {}),
+    ("ss_vae", "laplace", {}),
+    ("vae", "empty", {}),
+    ("vae", "importance", {"base": "structured"}),
+    ("vq_vae", "importance", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "guide_name", "options"), REFUSED)
+def test_guides_that_a_refusal_names_are_those_that_suit(name, guide_name, options):
+    """Each can be built, and of the others none can."""
+    problem = zoo.load(name)
+    suit = named(refusal(guide_name, problem, **options), "guides")
+    for one in suit:
+        guides.build(one, problem)
+    for other in {*guides.names()} - {*suit, guide_name}:
+        refusal(other, problem)
+
+
+def test_a_refusal_names_the_guide_that_holds_the_posterior():
+    assert {"oracle", "structured"} < {*named(refusal("full_rank", zoo.load("hmm")), "guides")}
+    assert named(refusal("oracle", zoo.load("nade")), "guides") == ["empty"]
+
+
+def test_a_refusal_where_no_guide_suits_says_so():
+    def counts(x=None, index=None):
+        with zoo.datum(x, index) as rows:
+            z = pyro.sample("z", dist.Poisson(3.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=None if rows is None else rows[:, 0])
+
+    problem = zoo.Problem(counts, zoo.data.as_dataset(torch.randn(6, 1)))
+    for name in guides.names():
+        assert refusal(name, problem).endswith("; no registered guide does")
+
+
+def test_a_refusal_leaves_torchs_stream_alone():
+    problem, before = zoo.load("vae"), torch.get_rng_state()
+    refusal("structured", problem)
+    assert (torch.get_rng_state() == before).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("autoencoder", "diagonal_normal"),
+        ("bernoulli_lvm", "diagonal_normal"),
+        ("bernoulli_lvm", "categorical"),
+        ("bernoulli_mixture", "discrete_vector"),
+        ("bernoulli_mixture", "delta"),
+        ("vae", "categorical"),
+        ("vae", "discrete_vector"),
+    ],
+)
+@pytest.mark.parametrize("guide_name", ["mean_field", "top_down"])
+def test_families_that_a_refusal_names_are_those_that_suit(name, family, guide_name):
+    problem = zoo.load(name)
+    suit = named(refusal(guide_name, problem, family=family), "families")
+    for one in suit:
+        guides.build(guide_name, problem, family=one)
+    for other in {*FAMILIES} - {*suit}:
+        refusal(guide_name, problem, family=other)
+
+
+def test_bases_that_importance_names_are_those_that_suit():
+    problem = zoo.load("gaussian_lvm")
+    sentence = refusal("importance", problem, base="mean_field")
+    bases = sentence.partition("; guides that do: ")[2].split(", ")
+    assert {"amortized", "laplace", "oracle"} < {*bases}
+    for base in bases:
+        guides.build("importance", problem, base=base)
+
+
+@pytest.mark.parametrize("guide_name", ["amortized", "constant", "mean_field", "top_down"])
+def test_families_by_latent(guide_name):
+    """As names or functions; and a line where the dict does not name just the latents."""
+    problem = zoo.load("gmvae")
+    family = {"y": "auto", "z": "full_rank"}
+    built_ = guides.build(guide_name, problem, family=family)
+    assert isinstance(built_.families["z"], FullRank)
+    check_sites(problem, built_)
+    family = {"y": Categorical, "z": partial(LowRank, rank=2)}
+    assert guides.build(guide_name, problem, family=family).families["z"].rank == 2
+    lines = {
+        "family names none for latent 'z'; give one for each of: y, z": {"y": "auto"},
+        "family names none for latent 'y'; give one for each of: y, z": {},
+        "unknown latent in family: 'x'; known: y, z": family | {"x": "auto"},
+        "unknown family 'fullrank'; known: full_rank, ": {"y": "auto", "z": "fullrank"},
+        "unknown family ['full_rank']; known: ": ["full_rank"],
+    }
+    for line, given in lines.items():
+        assert refusal(guide_name, problem, family=given).startswith(line)
 
 
 def test_table_gradient_touches_the_batch_only():
