@@ -5,13 +5,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.report.columns import rows
+from experiments.report.labels import Crowd, place
 from experiments.report.tradeoff import COST, comparable, ends, middle, optimal
 
 FLOOR = 1e-3  # nats below which nothing is told apart
 COLORS = {"one pass of the guide": "#0072b2", "search for a row": "#d55e00"}
-DISTANCES = (7, 12, 18, 26, 36, 48, 62)  # of a label from its marker, points
-SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-NEAR = 12  # points; a label further off has a line to its marker
 FONT = 8
 
 
@@ -26,7 +24,7 @@ def costs(records):
     models = list(dict.fromkeys(row["model"] for row in found))
     columns = min(3, len(models))
     lines = -(-len(models) // columns)
-    figure = Figure(figsize=(4 * columns, 3.4 * lines + 0.7), layout="constrained")
+    figure = Figure(figsize=(max(8, 4 * columns), 3.4 * lines + 0.7), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False).flat
     groups = [[row for row in found if row["model"] == model] for model in models]
@@ -86,35 +84,38 @@ def _words(figure, axis):
     axis.plot([], [], "o", color="0.4", fillstyle="none", markersize=4, label="gap alone")
     axis.plot([], [], color="0.7", label="no other guide is both better and cheaper")
     figure.legend(loc="outside upper center", ncols=4)
-    figure.supxlabel("microseconds until a new datum has its q")
-    figure.supylabel("shortfall, nats a held-out datum (± se over seeds)")
+    figure.supxlabel("microseconds until a new datum has its q", fontsize="medium")
+    words = "shortfall, nats a held-out datum (± se over seeds)"
+    figure.supylabel(words, fontsize="medium")
 
 
 def _label(axis, group, renderer):
-    """Put each guide's name beside its marker, where no other name, marker or bar stands."""
-    points = [axis.transData.transform(_point(row)) for row in group]
-    scale = renderer.points_to_pixels(1.0)
-    hollow = [axis.transData.transform((row[COST][0], _gap(row))) for row in group]
-    taken = [_box(place, np.full(2, 8 * scale)) for place in points + hollow]
-    taken += [bar for row in group for bar in _bar_boxes(axis, row)]
-    for row, point in sorted(zip(group, points, strict=True), key=lambda pair: tuple(pair[1])):
-        size = _size(axis, row["guide"], renderer) + 2 * scale
-        offset = _free(point, size, scale, np.array(taken), axis.bbox.extents)
-        taken.append(_box(point + offset, size))
-        far = max(abs(offset) - size / 2) > NEAR * scale
+    """Put each guide's name beside its marker, or where there is room, with a line to it."""
+    offsets, lined = place(_crowd(axis, group, renderer))
+    offsets = offsets / renderer.points_to_pixels(1.0)
+    line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6}
+    for row, offset, needed in zip(group, offsets, lined, strict=True):
         text = axis.annotate(
             row["guide"],
             _point(row),
-            offset / scale,
+            offset,
             textcoords="offset points",
-            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6} if far else None,
+            arrowprops=line if needed else None,
         )
         text.set(ha="center", va="center", color=_color(row), fontsize=FONT, in_layout=False)
 
 
-def _box(center, size):
-    """(x0, y0, x1, y1) of a box."""
-    return np.concatenate([center - size / 2, center + size / 2])
+def _crowd(axis, group, renderer):
+    """What stands in a panel, and how large its names will be."""
+    scale, pixels = renderer.points_to_pixels(1.0), axis.transData.transform
+    return Crowd(
+        points=pixels([_point(row) for row in group]),
+        sizes=np.array([_size(axis, row["guide"], renderer) for row in group]) + 2 * scale,
+        hollow=pixels([(row[COST][0], _gap(row)) for row in group]),
+        bars=np.array([bar for row in group for bar in _bar_boxes(axis, row)]),
+        inside=axis.bbox.extents,
+        scale=scale,
+    )
 
 
 def _bar_boxes(axis, row):
@@ -131,25 +132,3 @@ def _size(axis, name, renderer):
     size = text.get_window_extent(renderer).size
     text.remove()
     return size
-
-
-def _free(point, size, scale, taken, inside):
-    """Offset of the first place for a label that meets nothing taken (k, 4), pixels.
-
-    Where there is none, it is that which meets the least; a line to its marker may cross some.
-    """
-    sides = np.array(SIDES) / np.linalg.norm(SIDES, axis=1, keepdims=True)
-    distances = np.array(DISTANCES)[:, None, None] * scale
-    offsets = (np.sign(sides) * size / 2 + distances * sides).reshape(-1, 2)
-    low, high = point + offsets - size / 2, point + offsets + size / 2
-    met = _meet(low[:, None], high[:, None], taken[:, :2], taken[:, 2:]).sum(1)
-    others = taken[~_meet(point, point, taken[:, :2], taken[:, 2:])]
-    line = point + np.linspace(0, 1, 12)[:, None, None] * offsets
-    passed = _meet(line[:, :, None], line[:, :, None], others[:, :2], others[:, 2:]).any(0).sum(1)
-    outside = (low < inside[:2]).any(1) | (high > inside[2:]).any(1)
-    return offsets[(10 * met + passed + 100 * outside).argmin()]
-
-
-def _meet(low, high, other_low, other_high):
-    """Whether boxes have a point in common; corners (..., 2)."""
-    return ((low <= other_high) & (other_low <= high)).all(-1)
