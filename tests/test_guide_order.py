@@ -20,6 +20,8 @@ GUIDES = {
     "low_rank": {"rank": 2},
     "flow": {},
     "amortized_full_rank": {"hidden": []},
+    "amortized_flow": {"hidden": []},
+    "importance": {},
     "semi_amortized": {},
     "mean_field": {},
     "linear": {},
@@ -75,7 +77,8 @@ def gaps(correlated):
 
 @pytest.mark.slow
 def test_families_that_hold_the_posterior_have_no_gap(gaps):
-    for name in ("oracle", "laplace", "full_rank", "low_rank", "flow", "amortized_full_rank"):
+    free = ("oracle", "laplace", "full_rank", "low_rank", "flow")
+    for name in (*free, "amortized_full_rank", "amortized_flow"):
         assert gaps[name]["total_gap"].abs().max() < 0.01, name
 
 
@@ -91,9 +94,13 @@ def test_the_gap_of_independent_normals_is_that_of_algebra(correlated, gaps):
 
 @pytest.mark.slow
 def test_guides_in_the_order_of_what_they_hold(gaps):
-    """oracle <= flow, full_rank <= mean_field <= semi_amortized <= amortized <= constant."""
+    """oracle <= flow, full_rank <= mean_field <= semi_amortized <= amortized <= constant.
+
+    The bound of importance is never below that of its base, amortized.
+    """
     order = ["mean_field", "semi_amortized", "amortized", "constant"]
     pairs = [("oracle", "flow"), ("oracle", "full_rank"), ("flow", "mean_field")]
+    pairs += [("oracle", "importance"), ("importance", "amortized")]
     pairs += [("full_rank", "mean_field"), *pairwise(order)]
     for better, worse in pairs:
         one, other = gaps[better]["total_gap"], gaps[worse]["total_gap"]

@@ -1,9 +1,15 @@
 """Which guide to use and what it costs: a short page whose every word hangs on the records."""
 
-from experiments.report.findings import FINDINGS, code, passes_and_searches, training
+from experiments.report.findings import FINDINGS, code, estimate, passes_and_searches, training
 from experiments.report.table import cell
-from experiments.report.tradeoff import COST, middle
-from experiments.report.verdict import verdicts
+from experiments.report.tradeoff import COST
+from experiments.report.verdict import lead, verdicts
+
+TAKEN = (
+    *("take", "its gap", "its ELBO below the highest", "µs per new datum"),
+    *("ms a step of training", "seconds to train"),
+)
+"""What the table says of the guide to take on a device."""
 
 
 def page(results):
@@ -49,30 +55,29 @@ def _rule(found):
 
 
 def _table(found):
-    head = ["model", "highest ELBO", "within 2 se of it", "smallest gap"]
-    for device in found:
-        head += [f"take, {device}", f"µs per new datum, {device}", f"seconds to train, {device}"]
+    head = ["model", "highest ELBO", "within 2 se of it"]
+    head += [f"{name}, {device}" for device in found for name in TAKEN]
+    rule = ["---"] * 3 + ["---", *["---:"] * (len(TAKEN) - 1)] * len(found)
     models = [verdict.model for verdict in next(iter(found.values()))]
     rows = [_row(model, found.values()) for model in models]
-    lines = [head, ["---"] * 4 + ["---", "---:", "---:"] * len(found), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *rows])
 
 
 def _row(model, devices):
     own = [next((v for v in every if v.model == model), None) for every in devices]
     verdict = own[0]
-    gap = min(verdict.rows, key=lambda row: middle(row, "total gap"))
     near = [row["guide"] for row in verdict.near if row is not verdict.best]
-    smallest = f"{gap['guide']} {cell(gap, 'total gap')}"
-    row = [model, verdict.best["guide"], ", ".join(near) or "none", smallest]
+    row = [model, verdict.best["guide"], ", ".join(near) or "none"]
     return row + [text for one in own for text in _taken(one)]
 
 
 def _taken(verdict):
     if verdict is None:
-        return ["–"] * 3
+        return ["–"] * len(TAKEN)
     row = verdict.chosen
-    return [row["guide"], cell(row, COST), cell(row, "seconds")]
+    below = estimate(*lead(verdict.best, row))
+    costs = [cell(row, column) for column in (COST, "ms a step", "seconds")]
+    return [row["guide"], cell(row, "total gap"), below, *costs]
 
 
 def _costs(device, every):

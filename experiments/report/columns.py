@@ -40,11 +40,16 @@ COSTS = {
     "amortization gap": BOUNDS["amortization gap"],
     **{name: DIAGNOSTICS[name] for name in ("median k", "k > 0.7", "90 % covers", "ranks refused")},
     "seconds": BOUNDS["seconds"],
+    "ms a step": ("cost", "steps_per_second"),
     "µs per new datum": ("cost", "seconds_per_new_datum"),
     "MiB": ("cost", "memory_bytes"),
 }
-UNITS = {"µs per new datum": 1e6, "MiB": 2.0**-20}
-"""How many of a column's unit are one of the record's."""
+UNITS = {
+    "ms a step": lambda rate: 1e3 / rate if rate else math.inf,
+    "µs per new datum": lambda seconds: 1e6 * seconds,
+    "MiB": lambda count: count / 2**20,
+}
+"""A column's number from that of the record, where the unit is another."""
 COLUMNS = BOUNDS | DIAGNOSTICS | DENSITIES | COSTS
 READING = {
     "shortfall": "the highest log evidence of held-out data that any guide gave the model, less "
@@ -82,6 +87,8 @@ READING = {
     "test NLL": "negative log likelihood of the held-out data, nats a datum",
     "± over data": "its standard error as a mean over held-out data",
     "seconds": "those of training, a program's shared by its seeds",
+    "ms a step": "seconds of training over steps; a step is one of all seeds that a program trains "
+    "at once",
     "seconds for 100 draws": "of new rows from the model, all at once; autoregressive models draw "
     "entry by entry",
     "µs per new datum": "until a held-out datum has its q",
@@ -143,6 +150,12 @@ def model_of(record):
     return record["label"].removesuffix(f"-{guide_of(record)}")
 
 
+def weighted(record):
+    """(number of draws, base guide) of a guide that weighs another guide's draws, else None."""
+    options = record["config"].get("guide_options") or {}
+    return (options["num_draws"], options["base"]) if {"num_draws", "base"} <= {*options} else None
+
+
 def _row(group):
     done = [record for record in group if record["status"] == "ok"]
     row = {
@@ -153,9 +166,11 @@ def _row(group):
         "all": len(group),
         "bounded": any(get(r, NLL_BY) == "importance" for r in done),
         "searched": any(get(r, ("cost", "new_data_by")) == "search" for r in done),
+        "steps": max((get(r, ("cost", "steps")) or 0 for r in done), default=0),
+        "weighted": weighted(group[0]),
         "by seed": _by_seed(done),
     }
-    row |= {c: _mean(done, path, UNITS.get(c, 1)) for c, path in COLUMNS.items() if path}
+    row |= {c: _mean(done, path, UNITS.get(c, float)) for c, path in COLUMNS.items() if path}
     for column in INTERVALS:
         path = BOUNDS[column]
         for end in ("lower", "upper"):
@@ -192,10 +207,10 @@ def _complete(row, name):
     return {} if None in found.values() else found
 
 
-def _mean(records, path, unit=1):
-    """(mean, se) of a field over records, times `unit`, or None where it is in none."""
+def _mean(records, path, unit=float):
+    """(mean, se) of a field over records, each in its unit, or None where it is in none."""
     values = [value for value in (get(record, path) for record in records) if value is not None]
-    return mean_and_se([unit * float(value) for value in values])  # JSON's infinity is "inf"
+    return mean_and_se([unit(float(value)) for value in values])  # JSON's infinity is "inf"
 
 
 def mean_and_se(values):

@@ -1,11 +1,17 @@
 """The sentences of the page of choices.  Each is a function of the verdicts, and is left out where
 the records do not bear it."""
 
+from experiments.report.columns import behind
 from experiments.report.table import as_text, cell
 from experiments.report.tradeoff import COST, ends, middle
 from experiments.report.verdict import ANCHOR, differs, lead
 
 MOST_K, COVERS, REFUSED = 0.1, (0.85, 0.95), 0.2
+FLAT = "constant"
+"""The guide whose model has no use for latents: whatever the datum, q is the same."""
+EVIDENCES = ("evidence", "shortfall", "shortfall lower")
+"""Where a row has evidences seed by seed: of training data, else of held-out data, else a bound."""
+SMALLEST = 0.01  # nats; an evidence by quadrature may be wrong by as much
 
 
 def code(names):
@@ -28,10 +34,97 @@ def the_exact_posterior(every):
         return None
     better = [v.model for v in known if differs(lead(v.anchor, v.chosen))]
     faster = [v.model for v in known if v.anchor[COST][0] < v.chosen[COST][0]]
+    cheaper = f"cheaper for {listed(faster, known)}" if faster else "never cheaper"
     return (
-        f"`{ANCHOR}` is the exact posterior and takes no part in the rule. Its ELBO is higher than "
-        f"that of the guide to take by more than two standard errors for {listed(better, known)} "
-        f"with a known posterior, and new data cost it less for {listed(faster, known)}."
+        f"`{ANCHOR}` is the exact posterior and takes no part in the rule. Where it is fitted its "
+        "ELBO is higher than that of the guide to take by more than two standard errors for "
+        f"{listed(better, known)}, and it was {cheaper} for new data."
+    )
+
+
+def the_exact_posteriors_training(every):
+    """Where the exact posterior did not train its model as far as another guide."""
+    short = [v for v in every if v.anchor and _tells(v.anchor["training gap"])]
+    if not short:
+        return None
+    parts = [
+        f"for `{v.model}` the model's evidence on the training data ends "
+        f"{estimate(*v.anchor['training gap'])} nats a datum below that under `{_trained(v)}`"
+        for v in short
+    ]
+    steps = " and ".join(f"{n:,}" for n in sorted({v.anchor["steps"] for v in short}))
+    return (
+        f"`{ANCHOR}`'s own fit is not always at the optimum after {steps} steps: "
+        f"{'; '.join(parts)}. There the differences in ELBO are also those in how fast a model "
+        "trains under a guide."
+    )
+
+
+def _trained(verdict):
+    """The guide that trained the model best."""
+    known = [row for row in verdict.rows if row["training gap"] is not None]
+    return min(known, key=lambda row: row["training gap"][0])["guide"]
+
+
+def _tells(more):
+    """Whether a (mean, se) of evidences, if known, is above what noise and quadrature explain."""
+    return more is not None and differs(more) and more[0] > SMALLEST
+
+
+def latents_without_use(every):
+    """Guides other than the flat one whose model has an evidence like its."""
+    own = {v.model: [row for row in v.rows if row["guide"] != FLAT] for v in every}
+    found = {v.model: [r["guide"] for r in own[v.model] if ignores(v, r)] for v in every}
+    parts = [f"`{model}` under {code(names)}" for model, names in found.items() if names]
+    if not parts:
+        return None
+    return (
+        "A model may come to ignore its latents: then its posterior is its prior, which "
+        f"any guide meets. So it is for {'; '.join(parts)}, where the evidence is that under "
+        f"`{FLAT}` within two standard errors or {SMALLEST:g} nats."
+    )
+
+
+def ignores(verdict, row):
+    """Whether the model that a guide trained has the evidence that it has under the flat guide.
+
+    False where there is none, or no evidence to compare.
+    """
+    flat = verdict.row(FLAT)
+    gains = [behind(flat, [row], name, name) for name in EVIDENCES] if flat else []
+    known = [gain for gain in gains if gain is not None]
+    return bool(known) and not _tells(known[0])
+
+
+def a_weighted_guide(every):
+    """What the bound is of guides that weigh another's draws, where the rule considers them."""
+    found = {}
+    for verdict in every:
+        for row in verdict.near:
+            if row["weighted"]:
+                found.setdefault((row["guide"], *row["weighted"]), []).append((verdict, row))
+    return " ".join(_weighted(*key, pairs) for key, pairs in found.items()) or None
+
+
+def _weighted(guide, count, base, pairs):
+    return (
+        f"`{guide}`, within two standard errors of the highest ELBO for "
+        f"{code([verdict.model for verdict, _ in pairs])}, keeps one of {count} draws of `{base}` "
+        f"by weight: its ELBO, gap and k are those of the bound of {count} weighted draws, and "
+        f"KL(q, posterior) is at most that gap.{_longer(base, pairs)}"
+    )
+
+
+def _longer(base, pairs):
+    """How much longer training takes than that of the base at as many steps, where it is known."""
+    both = [(v.model, row, v.row(base)) for v, row in pairs if v.row(base)]
+    both = [one for one in both if one[1]["steps"] == one[2]["steps"]]
+    if not both:
+        return ""
+    model, row, plain = max(both, key=lambda one: one[1]["seconds"][0] / one[2]["seconds"][0])
+    return (
+        f" At as many steps its training takes up to {row['seconds'][0] / plain['seconds'][0]:.1f} "
+        f"times as long: {cell(row, 'seconds')} s against {cell(plain, 'seconds')} s for `{model}`."
     )
 
 
@@ -62,11 +155,13 @@ def the_familys_loss(every):
     if not known:
         return None
     worst = max(known, key=lambda v: middle(v.row("mean_field"), "approximation gap"))
-    others = [row for row in worst.rows if ends(row, "approximation gap")]
+    own = worst.row("mean_field")
+    others = [row for row in worst.rows if row is own or not ignores(worst, row)]
+    others = [row for row in others if ends(row, "approximation gap")]
     least = min(others, key=lambda row: middle(row, "approximation gap"))
     words = (
         f"The family of `mean_field` loses most for `{worst.model}`, "
-        f"{cell(worst.row('mean_field'), 'approximation gap')} nats a datum (approximation gap)"
+        f"{cell(own, 'approximation gap')} nats a datum (approximation gap)"
     )
     if least["guide"] == "mean_field":
         return f"{words}; no other family loses less there."
@@ -120,22 +215,30 @@ def _amounts(verb, leads):
 
 
 def draws_to_trust(every):
-    """Which guides' draws pass the checks that were made of them."""
-    parts = []
-    for verdict in every:
-        checked = [row for row in verdict.rows if row["ranks refused"] is not None]
-        passed = [row["guide"] for row in checked if _passes(row)]
-        if checked:
-            parts.append(f"for `{verdict.model}` {code(passed) if passed else 'none'}")
+    """Which guides' draws pass the checks that were made of them, of models that use latents."""
+    checked = {v.model: [r for r in v.rows if r["ranks refused"] is not None] for v in every}
+    parts = [f"for `{v.model}` {_trusted(v, checked[v.model])}" for v in every if checked[v.model]]
     if not parts:
         return None
     low, high = (f"{100 * end:.0f}" for end in COVERS)
+    used = f", if their model makes use of its latents (that of `{FLAT}` does not)"
     return (
         "Whose draws can be taken for the posterior's? Those of guides with k > 0.7 for at most "
         f"{100 * MOST_K:.0f} % of the data, whose 90 % intervals cover {low} to {high} %, and "
         f"whose ranks are refused in at most {100 * REFUSED:.0f} % of the fits, each where it is "
-        f"measured: {'; '.join(parts)}."
+        f"measured{used if any(v.row(FLAT) for v in every) else ''}; those within two standard "
+        f"errors of the highest ELBO first: {'; '.join(parts)}."
     )
+
+
+def _trusted(verdict, checked):
+    """The guides that pass, in words: those near the highest ELBO, and then those behind them."""
+    passed = [row for row in checked if _passes(row) and not ignores(verdict, row)]
+    passed.sort(key=lambda row: lead(verdict.best, row)[0])
+    first, names = {row["guide"] for row in verdict.near}, [row["guide"] for row in passed]
+    near, rest = [n for n in names if n in first], [n for n in names if n not in first]
+    parts = [code(near)] * bool(near) + [f"further behind {code(rest)}"] * bool(rest)
+    return ", and ".join(parts) or "none"
 
 
 def _passes(row):
@@ -164,7 +267,8 @@ def training(every):
     """What training costs, from the least to the most."""
     rows = [row for verdict in every for row in verdict.rows]
     parts = []
-    for column, unit, digits in (("seconds", "s", 1), ("MiB", "MiB", 2)):
+    columns = ("seconds", "s", 1), ("ms a step", "ms a step", 1), ("MiB", "MiB", 2)
+    for column, unit, digits in columns:
         known = [row for row in rows if row[column] is not None]
         if known:
             low, high = (pick(known, key=lambda row: row[column][0]) for pick in (min, max))
@@ -173,7 +277,8 @@ def training(every):
                 f"to {as_text(high[column][0], digits)} {unit} (`{high['guide']}` of "
                 f"`{high['model']}`)"
             )
-    return f"training takes {' and '.join(parts)}" if parts else None
+    shared = "; seconds and steps are those of all seeds that a program trains at once"
+    return f"training takes {', '.join(parts)}{shared}" if parts else None
 
 
 def estimate(mean, se):
@@ -194,10 +299,13 @@ def _split(row):
 
 
 FINDINGS = (
+    a_weighted_guide,
     the_exact_posterior,
+    the_exact_posteriors_training,
     the_encoders_loss,
     the_familys_loss,
     a_small_gap_alone,
+    latents_without_use,
     an_encoder_for_a_table,
     draws_to_trust,
 )

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import math
+import re
 
 from experiments.report.captions import (
     bounds_caption,
@@ -16,9 +18,14 @@ from experiments.report.columns import (
     DENSITIES,
     DIAGNOSTICS,
     INTERVALS,
+    READING,
     SHORTFALL,
     by_cost,
+    get,
+    guide_of,
+    model_of,
     rows,
+    weighted,
 )
 from experiments.report.page import Cell, Table
 from experiments.report.tradeoff import ends
@@ -28,13 +35,16 @@ PERCENT = ("label error", "k > 0.7", "50 % covers", "90 % covers", "ranks refuse
 # Shown where a model has them.
 RARE = (
     *("label error", "purity", "parameters", "test NLL", "± over data", "seconds for 100 draws"),
-    *("µs per new datum", "MiB", *SHORTFALL),
+    *("ms a step", "µs per new datum", "MiB", *SHORTFALL),
 )
+# Without ±: the seeds of a program share one clock and one graph.
+ALONE = ("parameters", "seconds", "ms a step", "MiB")
 DIGITS = {
     "parameters": 0,
     "seconds": 1,
     "k > 0.7": 2,
     "median k": 2,
+    "ms a step": 2,
     "µs per new datum": 1,
     "MiB": 2,
 }
@@ -45,13 +55,80 @@ def tables(records):
     found, measure = rows(records), records[0]["config"]["measure"]
     every = []
     if measure.get("costs"):
-        every.append(_table("What guides cost", by_cost(found), COSTS, costs_caption(records)))
+        caption = costs_caption(by_reason(records)) + _step_words(records)
+        every.append(_table("What guides cost", by_cost(found), COSTS, caption))
     if measure.get("densities"):
         every.append(_table("Densities", found, DENSITIES, densities_caption(records)))
     if not measure.get("densities") or measure["search"]:
-        every.append(_table("Bounds and gaps", found, BOUNDS, bounds_caption(records)))
-        every.append(_table("Diagnostics", found, DIAGNOSTICS, diagnostics_caption(records)))
+        caption = bounds_caption(records) + _weighted_words(records)
+        every.append(_table("Bounds and gaps", found, BOUNDS, caption))
+        more = _simulated_words(records) + _weighted_words(records)
+        every.append(_table("Diagnostics", found, DIAGNOSTICS, diagnostics_caption(records) + more))
     return every
+
+
+def _step_words(records):
+    """What a step is that milliseconds are of."""
+    counts = sorted({get(r, ("cost", "seeds_together")) for r in records} - {None})
+    seeds = f", here {', '.join(map(str, counts))}" if counts else ""
+    return f" ms a step: {READING['ms a step']}{seeds}."
+
+
+def _weighted_words(records):
+    """Which bound the numbers of guides are that weigh another's draws, where there are some."""
+    found = dict.fromkeys((guide_of(r), *weighted(r)) for r in records if weighted(r))
+    return "".join(
+        f" {guide}: ELBO, gap and k are those of the bound of {count} draws of {base}, weighted by "
+        "importance; KL(q, posterior) is at most its gap."
+        for guide, count, base in found
+    )
+
+
+def _simulated_words(records):
+    """What ± of coverage and ranks leaves out, where there are some."""
+    if all(get(r, DIAGNOSTICS["ranks refused"]) is None for r in records):
+        return ""
+    count = records[0]["config"]["measure"]["simulations"]
+    half, most = (100 * math.sqrt(p * (1 - p) / count) for p in (0.5, 0.9))
+    return (
+        " The data are simulated by the same random numbers for every seed, so that ± of coverage "
+        "and of ranks refused leaves out the noise that they share: the binomial standard error of "
+        f"one coordinate's coverage is {half:.1f} % at 50 % and {most:.1f} % at 90 %."
+    )
+
+
+def by_reason(records):
+    """The records, with the guides that are unsuited for one reason and the same models as one.
+
+    So a caption names a reason once.
+    """
+    models, joined = {}, {}
+    for record in records:
+        for guide, why in record.get("unsuited", {}).items():
+            models.setdefault((guide, reason(guide, why)), {})[model_of(record)] = None
+    for (guide, why), own in models.items():
+        joined.setdefault((why, tuple(own)), []).append(guide)
+
+    def unsuited(model):
+        return {_and(names): why for (why, own), names in joined.items() if model in own}
+
+    return [record | {"unsuited": unsuited(model_of(record))} for record in records]
+
+
+def reason(guide, why):
+    """Why a guide is not suitable without the names of guide, model and latent, and without advice.
+
+    guide: its name, with which most reasons begin; why: one sentence.
+    """
+    said = re.sub(r" \([^()]*\)", "", why).partition(";")[0]
+    begins = rf"^(guide )?'?{re.escape(guide)}'?[^:]*?"
+    if " does not suit latent " in said:
+        said = re.sub(rf"{begins}: it ", "a latent ", said)
+    return re.sub(rf"{begins}: ", "", re.sub(rf"{begins}, which ", "the model ", said))
+
+
+def _and(names):
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def failures(records):
@@ -133,7 +210,7 @@ def cell(row, column):
     factor, sign = (100, " %") if column in PERCENT else (1, "")
     text = as_text(factor * mean, digits := 1 if column in PERCENT else DIGITS.get(column, 3))
     text = f"≤ {text}" if column == "test NLL" and row["bounded"] else text
-    alone = se is None or column == "parameters"
+    alone = se is None or column in ALONE
     return text + sign if alone else f"{text} ± {factor * se:.{digits}f}{sign}"
 
 
