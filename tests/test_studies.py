@@ -135,9 +135,7 @@ def committed():
 
 
 def test_every_study_has_a_committed_record():
-    assert {json.loads((f / RECORD).read_text())["study"] for f in committed()} == {
-        *studies.names()
-    }
+    assert {read(folder)[1]["study"] for folder in committed()} == {*studies.names()}
 
 
 @pytest.mark.parametrize("folder", committed(), ids=lambda folder: folder.name)

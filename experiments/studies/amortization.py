@@ -69,7 +69,7 @@ class Own(Settings):
     widths: tuple[Annotated[int, Field(ge=LINEAR)], ...] = Field((LINEAR, 8, 32, 128), min_length=2)
     """Of an encoder's two hidden layers; 0 for a linear one."""
     seeds: int = Field(5, ge=2)
-    steps: int = Field(2500, ge=1)
+    steps: int = Field(2000, ge=1)
     exact_steps: int = Field(2500, ge=1)
     """Of the encoder whose gap is to be 0."""
     batch_size: int = Field(128, ge=1)
