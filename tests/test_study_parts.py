@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.optimize import minimize
+from torch.distributions import MultivariateNormal, kl_divergence
 
 import zoo
 from experiments.studies import (
@@ -13,6 +15,7 @@ from experiments.studies import (
     anomaly_detection,
     autoencoder_vs_vae,
     conditioning,
+    guide_order,
     intractable_sum,
     parameter_ladder,
     sampling_speed,
@@ -71,6 +74,21 @@ def test_widened_spread_is_that_of_nadeau_and_bengio():
     found = parameter_ladder.widened(values, share)
     t = values.mean() / math.sqrt((1 / 5 + share / (1 - share)) * values.var(ddof=1))
     assert stats.ttest_1samp(found, 0.0).statistic == pytest.approx(t)
+
+
+def test_independent_normals_lose_what_algebra_says():
+    """The least KL(q, p) that a search over diagonal normals finds."""
+    precision = torch.tensor([[2.0, 0.9, 0.1], [0.9, 1.0, -0.3], [0.1, -0.3, 0.7]])
+    p = MultivariateNormal(torch.zeros(3), precision_matrix=precision)
+
+    def lost(log_scale):
+        q = MultivariateNormal(
+            torch.zeros(3), scale_tril=torch.tensor(log_scale).float().exp().diag()
+        )
+        return kl_divergence(q, p).item()
+
+    found = minimize(lost, np.zeros(3), method="Nelder-Mead").fun
+    assert guide_order.lost_by_independence(precision) == pytest.approx(found, abs=1e-5)
 
 
 def test_both_sums_are_one_number():

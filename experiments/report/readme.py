@@ -120,8 +120,9 @@ def studies_text():
 
 def _verdict(folder):
     _, _, claims = read_study(folder)
-    held, table = sum(claim.holds for claim in claims), (folder / "table.md").relative_to(ROOT)
-    return f"[{held} of {len(claims)}]({table.as_posix()}), {_device(folder)}"
+    held, refuted = (sum(getattr(claim, name) for claim in claims) for name in ("holds", "refuted"))
+    table, against = (folder / "table.md").relative_to(ROOT), f", {refuted} refuted" * (refuted > 0)
+    return f"[{held} of {len(claims)}]({table.as_posix()}){against}, {_device(folder)}"
 
 
 def findings_text():
