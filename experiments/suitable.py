@@ -56,7 +56,8 @@ def chosen(names, without, problem, fit, options):
                 unsuited[name] = "the suite leaves it out"
                 continue
             try:
-                found[name] = _resolved(name, problem, fit, options)
+                with guides.without_advice():
+                    found[name] = _resolved(name, problem, fit, options)
             except ZooError as error:
                 unsuited[name] = str(error)
     require(found, f"no registered guide suits {problem.name}")

@@ -25,6 +25,7 @@ import zoo
 from guides.families import refuse_unsuited
 from guides.inside import detached, log_joint
 from guides.joined import refuse_joint
+from guides.unsuited import Unsuited
 from zoo.errors import ZooError, require, require_count
 from zoo.problem import sample_sites
 
@@ -114,14 +115,20 @@ def build(problem, base="amortized", base_options=None, num_draws=8):
         f"base_options must be a table of the base guide's options, got {options!r}",
     )
     require(base != "importance", "importance of importance is importance with more num_draws")
-    inner = guides.build(base, problem, **options)
+    try:
+        inner = guides.build(base, problem, **options)
+    except Unsuited as refusal:
+        raise ZooError(f"{refusal}; {_bases(problem)}") from refusal
     if not _serves(inner):
-        others = ", ".join(guides.suiting(problem, _serves))
         raise ZooError(
-            f"importance does not suit guide {base!r}, which has no density for new rows; guides "
-            f"that do: {others}"
+            f"importance does not suit guide {base!r}, which has no density for new rows; "
+            f"{_bases(problem)}"
         )
     return Importance(problem, inner, num_draws)
+
+
+def _bases(problem):
+    return f"guides that do: {', '.join(guides.suiting(problem, _serves))}"
 
 
 def _serves(guide):

@@ -32,7 +32,7 @@ class Joined:
         require_suited(
             size <= at_most or not problem.joint,
             f"{name} would be one distribution over the {size:,} numbers of all data together, and "
-            f"takes at most {at_most:,}: take fewer data",
+            f"takes at most {at_most:,}; take fewer data",
         )
         plates = () if problem.joint else (problem.plate,)
         self.latent = Latent(NAME, constraints.real_vector, (size,), plates)

@@ -265,6 +265,8 @@ REASONS = {
     "it has no log q, so no bound": "guide 'flow' is a point: it has no log q, so no bound; see",
     "RuntimeError: no use": "guide 'flow' does not run beside m: RuntimeError: no use",
     "the suite leaves it out": "the suite leaves it out",
+    "would be one distribution over 12 numbers, and takes at most 2": "flow would be one "
+    "distribution over 12 numbers, and takes at most 2; take fewer data",
 }
 
 

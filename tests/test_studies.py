@@ -13,7 +13,7 @@ from scipy import stats
 from experiments import studies, study
 from experiments.cli import main
 from experiments.report import readme
-from experiments.studies import autoencoder_vs_vae, elbo_identity
+from experiments.studies import autoencoder_vs_vae, elbo_identity, guide_order
 from experiments.studies.parts import claims as claimed
 from experiments.studies.parts.claims import Claim, above, near, p_above, within
 from experiments.study import RECORD, page_text, read, remake
@@ -260,6 +260,29 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_trained(setting,
     lines = capsys.readouterr().err.strip().splitlines()
     assert (caught.value.code, len(lines)) == (2, 1), lines
     assert sentence in lines[0]
+
+
+@pytest.mark.slow
+def test_every_guide_stands_in_its_order():
+    """Guides that the quick run leaves out, for fewer steps than the full one."""
+    others = [name for name in guide_order.OPTIONS if name not in guide_order.QUICK["guides"]]
+    names = [*others, "mean_field", "amortized"]
+    found = study("guide_order", quick=True, guides=names)
+    late = ["gaussian_lvm: mean_field loses less than semi_amortized"]
+    wrong = [c.words for c in found.claims if not c.holds and c.sentence not in late]
+    assert not wrong, found.text
+
+
+@pytest.mark.parametrize("names", [["oracle"], ["mean_field"], ["full_rank", "amortized"]])
+def test_claims_are_of_the_guides_that_there_are(names):
+    rows = [
+        {"model": model, "guide": name, "seed": seed} | dict.fromkeys(guide_order.GAPS, 0.1 + seed)
+        for model, each in (("gaussian_lvm", names), ("vae", ["flow", "mean_field"]))
+        for name in each
+        for seed in range(3)
+    ]
+    found = [*guide_order.claims({"gaps": rows, "exact": 0.1})]
+    assert all("loses less" in c.sentence or any(n in c.sentence for n in names) for c in found)
 
 
 def test_what_was_measured_is_kept_where_its_claims_fail(tiny, tmp_path):

@@ -93,7 +93,7 @@ def ignores(verdict, row):
     flat = verdict.row(FLAT)
     gains = [behind(flat, [row], name, name) for name in EVIDENCES] if flat else []
     known = [gain for gain in gains if gain is not None]
-    return bool(known) and not _tells(known[0])
+    return bool(known) and not _tells(known[0]) and not _tells((-known[0][0], known[0][1]))
 
 
 def a_weighted_guide(every):

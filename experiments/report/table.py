@@ -121,10 +121,10 @@ def reason(guide, why):
     guide: its name, with which most reasons begin; why: one sentence.
     """
     said = re.sub(r" \([^()]*\)", "", why).partition(";")[0]
-    begins = rf"^(guide )?'?{re.escape(guide)}'?[^:]*?"
-    if " does not suit latent " in said:
-        said = re.sub(rf"{begins}: it ", "a latent ", said)
-    return re.sub(rf"{begins}: ", "", re.sub(rf"{begins}, which ", "the model ", said))
+    begins = rf"^(guide )?'?{re.escape(guide)}'?"
+    said = re.sub(rf"{begins} does not suit latent [^:]*: it ", "a latent ", said)
+    said = re.sub(rf"{begins} does not suit [^:]*, which ", "the model ", said)
+    return re.sub(rf"{begins} (does not suit|is|does not run beside) [^:]*: |{begins} ", "", said)
 
 
 def _and(names):

@@ -18,6 +18,7 @@ Source: Cremer, Li & Duvenaud 2018, Inference suboptimality in variational autoe
 """
 
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
@@ -33,12 +34,13 @@ from experiments import studies
 from experiments.measure.gaps import gap_values, own_and_best
 from experiments.report.page import Table
 from experiments.studies.parts.cells import number, over_seeds
-from experiments.studies.parts.claims import Claim, above, mean_se, within
+from experiments.studies.parts.claims import above, mean_se, within
 from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
 from experiments.svi.config import Settings
 from guides.laplace import Laplace
 from guides.oracle import Oracle
+from zoo.errors import require
 
 OPTIONS = {
     "oracle": {},
@@ -66,7 +68,6 @@ BENT = {"rows": ("mean_field", "flow"), "encoder": ("amortized", "amortized_flow
 """Guides of the vae by the source of their parameters: a normal, and a flow."""
 NO_GAP, ALGEBRA = 0.01, 0.005  # nats a datum that are none, and that a gap may be off its formula
 SMALL = 0.001  # nats, to which the figure is linear
-APART = 4  # standard errors that a flow is claimed to be nearer
 GAPS = ("total_gap", "approximation_gap", "amortization_gap")
 UNIT = " nats a datum"
 FIT = {"batch_size": 256, "row_learning_rate": 0.2}
@@ -86,16 +87,20 @@ class Own(Settings):
     """Of the parameters of the vae's guides."""
     restarts: int = Field(3, ge=0)
     """Of the searches for the best of a family, of the vae."""
+    draws: int = Field(2000, ge=2)
+    """Of q for the ELBO of a row; at 100 their noise is near what a flow gains."""
 
 
 QUICK = {
     "guides": ("oracle", "full_rank", "mean_field", "amortized"),
-    "seeds": 3, "steps": 400, "rows": 20, "restarts": 0, "sources": ("encoder",),
+    "seeds": 3, "steps": 400, "rows": 20, "restarts": 0, "draws": 500, "sources": ("encoder",),
 }  # fmt: skip
 
 
 def measure(settings, device):
     """{"gaps": a row for each model, guide and seed; "exact": what independent normals lose}."""
+    require(len({*settings.guides}) == len(settings.guides), "guides names a guide twice")
+    require(len({*settings.sources}) == len(settings.sources), "sources names a source twice")
     turned = correlated(settings, device)
     bent = decoder(settings, device)
     rows = [row for name in settings.guides for row in gaps(turned, name, settings, device)]
@@ -148,7 +153,7 @@ def gaps(problem, name, settings, device):
         fitted = trained(problem, name, settings, device, settings.seeds).guides
     for seed, guide in enumerate(fitted):
         own, best = own_and_best(problem, guide, x, 0 if whole else settings.restarts)
-        values = gap_values(problem, own, x, None if best is None else best.guide)
+        values = gap_values(problem, own, x, best and best.guide, settings.draws)
         means = {gap: values[gap].mean().item() if gap in values else None for gap in GAPS}
         yield {"model": problem.name, "guide": name, "seed": seed} | means
 
@@ -167,21 +172,28 @@ def claims(results):
     """What families hold, which guide is nearer, and what a flow gains."""
     here = named(results)
     holds, rest = ([g for g in names if g in here] for names in (HOLD, INDEPENDENT))
-    yield within(
-        f"gaussian_lvm: families that hold the posterior lose nothing ({', '.join(holds)})",
-        np.concatenate([gap(results, guide) for guide in holds]), NO_GAP, UNIT,
-    )  # fmt: skip
-    off = [gap(results, guide, "approximation_gap") - results["exact"] for guide in rest]
-    yield within(
-        f"gaussian_lvm: the families of {', '.join(rest)} lose the {results['exact']:.3f}{UNIT} of "
-        "algebra", np.concatenate(off), ALGEBRA, UNIT,
-    )  # fmt: skip
-    order = [guide for guide in ORDER if guide in here]
-    pairs = [(g, "mean_field") for g in holds if g not in AS_THEY_ARE] + [*pairwise(order)]
-    pairs += [("importance", "amortized")] * ("importance" in here)
-    for better, worse in pairs:
-        more = gap(results, worse) - gap(results, better)
-        yield above(f"gaussian_lvm: {better} loses less than {worse}", more, UNIT)
+    if holds:
+        yield within(
+            f"gaussian_lvm: families that hold the posterior lose nothing ({', '.join(holds)})",
+            np.concatenate([gap(results, guide) for guide in holds]), NO_GAP, UNIT,
+        )  # fmt: skip
+    if rest:
+        off = [gap(results, guide, "approximation_gap") - results["exact"] for guide in rest]
+        yield within(
+            f"gaussian_lvm: the families of {', '.join(rest)} lose the {results['exact']:.3f} nats "
+            "of algebra", np.concatenate(off), ALGEBRA, UNIT,
+        )  # fmt: skip
+    pairs = [(g, "mean_field") for g in holds if g not in AS_THEY_ARE] + [*pairwise(ORDER)]
+    for better, worse in [*pairs, ("importance", "amortized")]:
+        if {better, worse} <= {*here}:
+            more = gap(results, worse) - gap(results, better)
+            yield above(f"gaussian_lvm: {better} loses less than {worse}", more, UNIT)
+    if {"semi_amortized", "amortized"} <= {*here}:
+        refined, encoder = (
+            gap(results, g, "amortization_gap") for g in ("semi_amortized", "amortized")
+        )
+        sentence = "gaussian_lvm: refinement closes more than half of the encoder's gap"
+        yield above(sentence, encoder / 2 - refined, UNIT)
     for normal, flow in BENT.values():
         if flow in named(results, "vae"):
             yield _nearer(results, normal, flow)
@@ -189,21 +201,19 @@ def claims(results):
 
 def _nearer(results, normal, flow):
     """The claim that a flow is nearer than a normal with the same source, seed by seed."""
-    gain, se = mean_se(gap(results, normal, model="vae") - gap(results, flow, model="vae"))
-    return Claim(
-        f"vae, one decoder: {flow} loses less than {normal}, by more than {APART} standard errors",
-        f"{gain:.4f} ± {se:.4f}{UNIT} over {len(gap(results, flow, model='vae'))} seeds, "
-        f"{gain / se:.1f} of them",
-        bool(gain > APART * se),
-        refuted=bool(gain < -APART * se),
-    )
+    gain = gap(results, normal, model="vae") - gap(results, flow, model="vae")
+    claim = above(f"vae, one decoder: {flow} loses less than {normal}", gain, UNIT, 4)
+    mean, se = mean_se(gain)
+    times = f", {mean / se:.1f} standard errors" if se > 0 else ""
+    return replace(claim, found=claim.found + times)
 
 
 def tables(results):
     """The gaps of every guide, a table a model."""
     caption = (
-        "Nats a held-out datum; one model, held still, and the same rows; ± is the standard error "
-        "over seeds of the guide. oracle, laplace: computed, not fitted."
+        "Nats a held-out datum; one model, held still, and the same rows and noise of draws; ± is "
+        "the standard error over seeds of the guide, which a search for free rows does not have. "
+        "oracle, laplace: computed, not fitted."
     )
     found = []
     for model in known(results["gaps"], "model"):

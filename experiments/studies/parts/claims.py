@@ -66,7 +66,7 @@ def within(sentence, values, bound, unit="", texts=True):
     """The claim that no value, of any seed, is further than `bound` from 0."""
     largest = float(np.abs(np.asarray(values, dtype=float)).max())
     found = f"at most {largest:.2g}{unit}, where {bound:g}{unit} is allowed"
-    return Claim(sentence, found, largest <= bound, None, texts)
+    return Claim(sentence, found, largest <= bound, None, texts, refuted=largest > bound)
 
 
 def near(sentence, values, target, margin, unit="", digits=3, texts=True, of="seeds"):
