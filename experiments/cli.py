@@ -162,16 +162,12 @@ def compare(
     measure: Measure = [],  # noqa: B006
 ):
     """Compare guides over models and seeds, with gaps and error bars."""
-    import zoo
     from experiments.compare import compare as run
-    from experiments.settings import read_settings, suite_names
+    from experiments.settings import read_settings
     from experiments.svi import device as devices
 
     what = what or ["card"]
-    is_suite = len(what) == 1 and what[0] in suite_names()
-    known = suite_names() + zoo.names()
-    if len(what) == 1 and not what[0].endswith(".py") and what[0] not in known:
-        raise unknown("suite or model", what[0], known)
+    is_suite = _is_suite(what)
     fit_settings = read_settings(setting) | ({} if steps is None else {"steps": steps})
     on_cpu = devices.resolve(device).type == "cpu"
     bar = Bar()
@@ -196,6 +192,19 @@ def compare(
     console.print(f"to read them in a browser: {out / 'report.html'}")
     if found.failed:
         raise typer.Exit(1)
+
+
+def _is_suite(what):
+    """Whether it is one suite, and not models; one line for a name that is neither."""
+    import zoo
+    from experiments.settings import suite_names
+
+    if len(what) != 1 or what[0].endswith(".py"):
+        return False
+    known = suite_names() + zoo.names()
+    if what[0] not in known:
+        raise unknown("suite or model", what[0], known)
+    return what[0] in suite_names()
 
 
 @app.command()

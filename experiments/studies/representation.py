@@ -72,7 +72,7 @@ OTHERS = {
     "pca": "as many principal components",
     "autoencoder": "an autoencoder's",
 }
-COMPARED = (*product(("nmi", "linear", "neighbors"), ("pixels", "pca", "autoencoder")),)
+COMPARED = tuple(product(MEASURES, OTHERS))
 
 
 class Own(judges.Training):
@@ -253,7 +253,8 @@ def draw(results):
             *np.array(shown[name]["codes"]).T, c=shown[name]["labels"], cmap="tab10", s=5
         )
         axis.set(title=f"{name}: held-out codes by label", xticks=[], yticks=[])
-    figure.legend(*marks.legend_elements(), loc="outside lower center", ncols=10, title="label")
+    if planes:  # the last one's colors are those of all
+        figure.legend(*marks.legend_elements(), loc="outside lower center", ncols=10, title="label")
     for axis, name in zip(axes[len(planes) :], sheets, strict=True):
         judges.show(axis, shown[name], results["shape"], f"{name}: {sheets[name]}")
     return figure
