@@ -92,7 +92,7 @@ def one_thread():
 def page_text(found, record, claims):
     """The claims and the tables as Markdown."""
     parts = [f"**{found.question}**", _lead(record, claims)]
-    parts.append(listed(claims))
+    parts.append(listed(found.ordered(claims)))
     for table in found.tables(record["results"]):
         parts += [f"*{table.title}*", markdown(table)] + ([table.caption] if table.caption else [])
     return "\n\n".join(parts) + "\n"
@@ -154,7 +154,7 @@ def page(found, record, claims, figure):
     return Page(
         title=found.question,
         lead=_lead(record, claims),
-        claims=[(claim.verdict, claim.words) for claim in claims],
+        claims=[(claim.verdict, claim.words) for claim in found.ordered(claims)],
         tables=found.tables(record["results"]),
         pictures=[Picture(figure, found.figure)],
         command=environment["command"] or FROM_PYTHON,

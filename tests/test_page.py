@@ -375,7 +375,7 @@ def test_the_page_of_every_study_opens_sorts_and_fits_a_phone(opened, folder):
     assert tab.locator("img").evaluate("image => image.naturalWidth") > 100
     assert tab.locator("img").bounding_box()["width"] > 600  # it scrolls, and can be read
     assert tab.locator(".findings li").all_inner_texts() == [
-        f"{claim.verdict} {claim.words}" for claim in claims
+        f"{claim.verdict} {claim.words}" for claim in found.ordered(claims)
     ]
     heads = tab.locator(".sortable").first.locator("thead button")
     heads.last.click()

@@ -122,6 +122,8 @@ def assert_whole(folder, found):
     }  # fmt: skip
     own, record, claims = read(folder)
     assert claims == found.claims
+    assert own.ordered(claims)[: len(own.answering(claims))] == own.answering(claims)
+    assert {*own.ordered(claims)} == {*claims}
     assert (folder / "table.md").read_text() == found.text == page_text(own, record, claims)
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 1
@@ -149,6 +151,7 @@ def test_committed_records_say_what_is_shown(folder, tmp_path):
     assert record["seconds"] < MOST_SECONDS_OF_A_RECORD
     assert record["settings"] == json.loads(own.settings().model_dump_json())
     assert own.claims(record["results"]) == claims
+    assert len(own.answering(claims)) == len(own.answers) > 0
     remake(folder, tmp_path)
     assert (folder / "table.md").read_text() == (tmp_path / "table.md").read_text()
 

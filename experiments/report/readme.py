@@ -108,21 +108,25 @@ def card_text():
 
 
 def studies_text():
-    """A row for each study: its question, and how many of its claims the data support."""
-    lines = ["| study | question | claims that the data support |", "| --- | --- | --- |"]
-    for name in studies.names():
-        found = sorted(STUDIES.glob(f"{name}-*"))
-        verdicts = [_verdict(folder) for folder in found] or ["no record yet"]
-        link = f"[{name}](experiments/studies/{name}.py)"
-        lines.append(f"| {link} | {studies.load(name).question} | {'; '.join(verdicts)} |")
+    """Each study: its question, the claims that answer it, and how many the data support."""
+    return "\n".join(_studied(name) for name in studies.names())
+
+
+def _studied(name):
+    """A study's question, and below it what every device's record answers."""
+    lines = [f"- [{name}](experiments/studies/{name}.py): {studies.load(name).question}"]
+    for folder in sorted(STUDIES.glob(f"{name}-*")):
+        found, _, claims = read_study(folder)
+        lines += [f"  - **{claim.verdict}** {claim.words}" for claim in found.answering(claims)]
+        lines.append(f"  - {_verdict(folder, claims)}")
     return "\n".join(lines) + "\n"
 
 
-def _verdict(folder):
-    _, _, claims = read_study(folder)
+def _verdict(folder, claims):
     held, refuted = (sum(getattr(claim, name) for claim in claims) for name in ("holds", "refuted"))
     table, against = (folder / "table.md").relative_to(ROOT), f", {refuted} refuted" * (refuted > 0)
-    return f"[{held} of {len(claims)}]({table.as_posix()}){against}, {_device(folder)}"
+    of = f"{held} of {len(claims)} claims are supported{against}"
+    return f"[{of}]({table.as_posix()}), {_device(folder)}"
 
 
 def findings_text():
@@ -131,7 +135,7 @@ def findings_text():
     for name in studies.names():
         for folder in sorted(STUDIES.glob(f"{name}-*")):
             found, record, claims = read_study(folder)
-            parts += [f"## {found.question}", listed(claims)]
+            parts += [f"## {found.question}", listed(found.ordered(claims))]
             parts.append(_pictured(folder / "figure.png", found.figure))
             table = (folder / "table.md").relative_to(ROOT).as_posix()
             command, seconds = record["environment"]["command"], record["seconds"]

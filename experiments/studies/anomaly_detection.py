@@ -447,6 +447,11 @@ def build():
     """The study."""
     return Study(
         question="Is p(x) high for what is normal, so that it finds anomalies?",
+        answers=(
+            "on average log p finds a class that was left out",
+            "on average log p finds a class that was left out (mnist)",
+            "left out, the simplest class gets a higher log p than normal rows (mnist)",
+        ),
         settings=Own,
         quick=QUICK,
         measure=measure,

@@ -392,6 +392,11 @@ def build():
     """The study."""
     return Study(
         question="Is the latent space of an autoencoder full of holes, and that of a VAE not?",
+        answers=(
+            "tell more of digits than an autoencoder's from a standard normal",
+            "tell more of digits than an autoencoder's from a mixture fitted to codes",
+            "show the judge surer digits than an autoencoder's",
+        ),
         settings=Own,
         quick=QUICK,
         measure=measure,

@@ -311,6 +311,11 @@ def build():
     """The study."""
     return Study(
         question="Does fixing some latents change what is generated, as it should?",
+        answers=(
+            "with its cluster fixed",
+            "with its label fixed",
+            "more often than moved as far at random",
+        ),
         settings=Own,
         quick=QUICK,
         measure=measure,

@@ -263,6 +263,10 @@ def build():
     """The study."""
     return Study(
         question="Is log p(x) = ELBO + KL(q, posterior), and when does the bound touch?",
+        answers=(
+            "log p = ELBO + KL for every row at every look to float error",
+            "the bound touches log p",
+        ),
         settings=Own,
         quick=QUICK,
         measure=measure,

@@ -391,6 +391,7 @@ def build():
     """The study."""
     return Study(
         question="The marginal of k binary latents is a sum of 2^k terms: where does it stop?",
+        answers=("every further one doubles the seconds", "one exact sum of"),
         settings=Own,
         quick=QUICK,
         measure=measure,

@@ -262,6 +262,7 @@ def build():
     """The study."""
     return Study(
         question="Which q does each direction of KL choose where the posterior has two modes?",
+        answers=("The q of least KL(q, p) lies on one mode", "covers both modes"),
         settings=Own,
         quick=QUICK,
         measure=measure,

@@ -311,6 +311,11 @@ def build():
     """The study."""
     return Study(
         question="Independence, Markov, full joint: how many parameters, how good a fit?",
+        answers=(
+            "with as many parameters chow_liu is better than markov_chain",
+            "chow_liu is better than full_joint, smoothing chosen",
+            "nade is better than full_joint, smoothing chosen",
+        ),
         settings=Own,
         quick=QUICK,
         measure=measure,

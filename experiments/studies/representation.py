@@ -265,6 +265,10 @@ def build():
     """The study."""
     return Study(
         question="Does a latent space, learned without labels, group what is alike?",
+        answers=(
+            "codes of 10 numbers agree with labels",
+            "nearest neighbors tell more labels by a VAE's 10 numbers than by pixels",
+        ),
         settings=Own,
         quick=QUICK,
         measure=measure,

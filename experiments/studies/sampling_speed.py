@@ -289,6 +289,7 @@ def build():
     """The study."""
     return Study(
         question="Do autoregressive models draw pixel by pixel, latent variable models at once?",
+        answers=("to draw 1 image", "drawing 1 image, seconds grow faster"),
         settings=Own,
         quick=QUICK,
         measure=measure,
