@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import autoguide
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from registered import RECORDABLE as ZOO_PAIRS
-from registered import few_rows
+from registered import SMALL, few_rows
 from torch import nn
 from torch.distributions import constraints
 
@@ -324,7 +324,7 @@ def _holder(tensor):
 def of_the_zoo(name, guide_name):
     def make():
         problem = few_rows(name, 12)
-        guide = guides.build(guide_name, problem)
+        guide = guides.build(guide_name, problem, **SMALL.get(guide_name, {}))
         dtype = torch.get_default_dtype()
         for module in (problem.model, guide):
             module.to(dtype)

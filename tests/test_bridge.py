@@ -30,7 +30,7 @@ def fit(request):
     )
     problem = zoo.load(request.param, data=rows)
     guide = guides.build("amortized", problem)
-    return experiments.fit(problem, guide, steps=300, seeds=[5, 6, 7], learning_rate=0.02)
+    return experiments.fit(problem, guide, steps=120, seeds=[5, 6, 7], learning_rate=0.02)
 
 
 @pytest.fixture(scope="module")
