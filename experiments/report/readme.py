@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 from experiments import records, studies
@@ -117,8 +118,8 @@ def _studied(name):
     lines = [f"- [{name}](experiments/studies/{name}.py): {studies.load(name).question}"]
     for folder in sorted(STUDIES.glob(f"{name}-*")):
         found, _, claims = read_study(folder)
-        lines += [f"  - **{claim.verdict}** {claim.words}" for claim in found.answering(claims)]
-        lines.append(f"  - {_verdict(folder, claims)}")
+        answers = f"{listed(found.answering(claims))}\n- {_verdict(folder, claims)}"
+        lines.append(textwrap.indent(answers, "  "))
     return "\n".join(lines) + "\n"
 
 
