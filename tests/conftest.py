@@ -73,6 +73,24 @@ def guide_name(request):
 
 
 @pytest.fixture
+def clock(monkeypatch):
+    """Time passes by time.sleep, and by a tick a look: no other program lengthens what is timed.
+
+    Returns the tick, in seconds.
+    """
+    now, tick = [0.0], 1e-4
+
+    def look():
+        now[0] += tick
+        return now[0]
+
+    monkeypatch.setattr("time.perf_counter", look)
+    monkeypatch.setattr("time.process_time", lambda: 0.0)  # it sleeps
+    monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    return tick
+
+
+@pytest.fixture
 def diverging_problem():
     """A problem whose loss is finite at first, until steps of 0.1 make its variance negative."""
 
