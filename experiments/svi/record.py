@@ -11,6 +11,8 @@ import warnings
 
 import numpy as np
 import torch
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,7 +43,7 @@ def record(function, args, written_out=WRITTEN_OUT):
     try:
         with torch.random.fork_rng(gpus), warnings.catch_warnings(), _NoValues(), outside:
             warnings.simplefilter("ignore")
-            graph = make_fx(function, decomposition_table=written_out)(*args)
+            graph = _traced(function, args, written_out)
         held = _lift(graph, args)
         narrow(graph.graph, _written_nodes(graph))
     except Exception as error:
@@ -55,6 +57,14 @@ def record(function, args, written_out=WRITTEN_OUT):
         raise CannotRecord("it draws from the random numbers of Python or NumPy")
     _clear(graph)
     return graph, held
+
+
+def _traced(function, args, written_out):
+    """The graph of an operation after another, which holds the tensors that are not arguments."""
+    # Without a mode in common make_fx makes one for each node, and each keeps the whole stack:
+    # as long as all the rest takes.
+    with tracing(TracingContext(FakeTensorMode())):
+        return make_fx(function, decomposition_table=written_out)(*args)
 
 
 def update_in_place(graph, updates):
