@@ -173,15 +173,22 @@ def page(found, record, claims, figure):
 
 def _lead(record, claims):
     """How many of the claims the data support, and how many might have been luck."""
-    texts = [claim.holds for claim in claims if claim.texts]
-    own = [claim.holds for claim in claims if not claim.texts]
-    tested = sum(claim.p is not None for claim in claims)
+    open_ = [claim for claim in claims if not claim.certain]
+    texts = [claim.holds for claim in open_ if claim.texts]
+    own = [claim.holds for claim in open_ if not claim.texts]
+    tested = sum(claim.p is not None for claim in open_)
     parts = ["A quick run, of smaller settings."] if record["quick"] else []
     also = f" and {sum(own)} of {len(own)} of this study's own" if own else ""
     parts.append(f"The data support {sum(texts)} of {len(texts)} claims of the texts{also}.")
+    certain = [claim.holds for claim in claims if claim.certain]
+    if certain:
+        parts.append(
+            f"Of {len(certain)} that hold by algebra, whatever the data, {sum(certain)} do."
+        )
     if tested:
         parts.append(
-            f"{tested} were tested, each by itself at {LEVEL:g}: were all of them untrue, "
-            f"{LEVEL * tested:.2g} at most would be expected to be supported by luck."
+            f"{tested} were tested, each by itself at {LEVEL:g}, either way: were all of them "
+            f"untrue, {LEVEL * tested:.2g} at most would be expected to be supported by luck, and "
+            "were all true, as many to be refuted."
         )
     return " ".join(parts)

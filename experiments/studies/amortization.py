@@ -40,7 +40,7 @@ from experiments.studies.parts.cells import over_seeds
 from experiments.studies.parts.claims import above, mean_se, within
 from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
-from experiments.svi.config import Settings
+from experiments.svi.config import Distinct, Settings
 from guides.guide import Guide
 from zoo.gaussian_lvm import maximum_likelihood
 from zoo.nets import mlp
@@ -64,9 +64,9 @@ FIT = {"learning_rate": 0.03, "objective": "stl"}
 class Own(Settings):
     """Settings: encoders, numbers of rows, and how long each is trained."""
 
-    rows: tuple[Annotated[int, Field(ge=2, le=1347)], ...] = Field((100, 400, 1347), min_length=2)
+    rows: Distinct[Annotated[int, Field(ge=2, le=1347)]] = Field((100, 400, 1347), min_length=2)
     """Training rows, of the 1,347 digits."""
-    widths: tuple[Annotated[int, Field(ge=LINEAR)], ...] = Field((LINEAR, 8, 32, 128), min_length=2)
+    widths: Distinct[Annotated[int, Field(ge=LINEAR)]] = Field((LINEAR, 8, 32, 128), min_length=2)
     """Of an encoder's two hidden layers; 0 for a linear one."""
     seeds: int = Field(5, ge=2)
     steps: int = Field(2000, ge=1)

@@ -43,7 +43,7 @@ from experiments.studies.parts.cells import number, over_seeds
 from experiments.studies.parts.claims import above, mean_se, told_by_tests
 from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
-from experiments.svi.config import Settings
+from experiments.svi.config import Distinct, Settings
 from experiments.svi.fit import fit
 from zoo.data import DataSet
 
@@ -63,11 +63,11 @@ SIDE, BLOCK, BORDER = 8, 3, 2  # pixels of an image, of a block of MNIST, and ar
 class Own(Settings):
     """Settings: which data, which classes are left out, how the models are trained."""
 
-    data: tuple[Literal["digits", "mnist"], ...] = Field(("digits", "mnist"), min_length=1)
+    data: Distinct[Literal["digits", "mnist"]] = Field(("digits", "mnist"), min_length=1)
     """Sets to train on; where there are two, each is the other's other set."""
-    classes: tuple[Annotated[int, Field(ge=0, le=9)], ...] = Field(tuple(range(10)), min_length=2)
+    classes: Distinct[Annotated[int, Field(ge=0, le=9)]] = Field(tuple(range(10)), min_length=2)
     """Left out one at a time."""
-    models: tuple[Literal[tuple(MODELS)], ...] = Field(tuple(MODELS), min_length=1)
+    models: Distinct[Literal[tuple(MODELS)]] = Field(tuple(MODELS), min_length=1)
     seeds: int = Field(2, ge=2)
     steps: int = Field(600, ge=1)
     train_rows: int = Field(5000, ge=2)

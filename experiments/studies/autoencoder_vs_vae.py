@@ -38,6 +38,7 @@ from experiments.studies.parts.cells import number, over_seeds, percent
 from experiments.studies.parts.claims import above
 from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
+from experiments.svi.config import Distinct
 
 MODELS = ("autoencoder", "vae")
 CELLS = 10  # cells of an axis
@@ -74,7 +75,7 @@ PARTS = {"train": "training", "held out": "held-out"}
 class Own(judges.Training):
     """Settings: those of training, and what is judged."""
 
-    latent_dims: tuple[Annotated[int, Field(ge=2)], ...] = Field((2, 10), min_length=1)
+    latent_dims: Distinct[Annotated[int, Field(ge=2)]] = Field((2, 10), min_length=1)
     rows: int = Field(1000, ge=100)
     """Pictures of each kind that are judged, lines, and codes held against the prior."""
     judge_rows: int = Field(10000, ge=500)

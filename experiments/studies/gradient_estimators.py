@@ -71,7 +71,7 @@ from experiments.studies.parts.gradient_race import (
 from experiments.studies.parts.rows import column
 from experiments.studies.study import Study
 from experiments.svi import discrete
-from experiments.svi.config import Settings
+from experiments.svi.config import Distinct, Settings
 from experiments.svi.estimators import elbo
 from zoo.errors import require
 
@@ -92,12 +92,12 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class Own(Settings):
     """Settings: which dimensions and distances, and what is spent on each."""
 
-    gaussian_latents: tuple[Size, ...] = Field((1, 2, 4, 8, 16, 32), min_length=2)
-    bernoulli_latents: tuple[Switches, ...] = Field((2, 4, 8, 11), min_length=2)
+    gaussian_latents: Distinct[Size] = Field((1, 2, 4, 8, 16, 32), min_length=2)
+    bernoulli_latents: Distinct[Switches] = Field((2, 4, 8, 11), min_length=2)
     """Numbers of switches, over whose states the exact gradient sums."""
-    gaussian_distances: tuple[Positive, ...] = Field((0.1, 0.3, 1.0, 3.0), min_length=1)
+    gaussian_distances: Distinct[Positive] = Field((0.1, 0.3, 1.0, 3.0), min_length=1)
     """Posterior sd by which q is off in each dimension."""
-    bernoulli_distances: tuple[Share, ...] = Field((0.05, 0.2, 0.5, 1.0), min_length=1)
+    bernoulli_distances: Distinct[Share] = Field((0.05, 0.2, 0.5, 1.0), min_length=1)
     """Shares of the way from the best q, 0, to fair switches, 1."""
     latents: int = Field(8, ge=1, le=12)
     """Dimension at which distances are compared and the races are run."""
@@ -116,7 +116,7 @@ class Own(Settings):
     race_rows: int = Field(50, ge=2)
     race_steps: int = Field(1000, ge=CHUNK)
     """Of each run; at least CHUNK times the seeds."""
-    rates: tuple[Positive, ...] = Field((0.01, 0.03, 0.1, 0.3), min_length=1)
+    rates: Distinct[Positive] = Field((0.01, 0.03, 0.1, 0.3), min_length=1)
 
 
 QUICK = {

@@ -37,10 +37,9 @@ from experiments.studies.parts.cells import number, over_seeds
 from experiments.studies.parts.claims import above, mean_se, within
 from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
-from experiments.svi.config import Settings
+from experiments.svi.config import Distinct, Settings
 from guides.laplace import Laplace
 from guides.oracle import Oracle
-from zoo.errors import require
 
 OPTIONS = {
     "oracle": {},
@@ -77,16 +76,16 @@ RATES = {"gaussian_lvm": 0.02, "vae": 0.005}
 class Own(Settings):
     """Settings: which guides of gaussian_lvm, how long all are trained, what is measured."""
 
-    guides: tuple[Literal[tuple(OPTIONS)], ...] = Field(tuple(OPTIONS), min_length=1)
+    guides: Distinct[Literal[tuple(OPTIONS)]] = Field(tuple(OPTIONS), min_length=1)
     seeds: int = Field(5, ge=2)
     """Of the guides; a model is trained by the first."""
     steps: int = Field(1500, ge=1)
     rows: int = Field(150, ge=2)
     """Held-out rows at most, of the vae; of gaussian_lvm all."""
-    sources: tuple[Literal[tuple(BENT)], ...] = Field(tuple(BENT), min_length=1)
+    sources: Distinct[Literal[tuple(BENT)]] = Field(tuple(BENT), min_length=1)
     """Of the parameters of the vae's guides."""
-    restarts: int = Field(3, ge=0)
-    """Of the searches for the best of a family, of the vae."""
+    restarts: int = Field(10, ge=0)
+    """Of the searches for the best of a family, of the vae: at 3 they miss a mode of some rows."""
     draws: int = Field(2000, ge=2)
     """Of q for the ELBO of a row; at 100 their noise is near what a flow gains."""
 
@@ -99,8 +98,6 @@ QUICK = {
 
 def measure(settings, device):
     """{"gaps": a row for each model, guide and seed; "exact": what independent normals lose}."""
-    require(len({*settings.guides}) == len(settings.guides), "guides names a guide twice")
-    require(len({*settings.sources}) == len(settings.sources), "sources names a source twice")
     turned = correlated(settings, device)
     bent = decoder(settings, device)
     rows = [row for name in settings.guides for row in gaps(turned, name, settings, device)]

@@ -6,8 +6,8 @@ variable model do: it is taken for k from few to many, and timed.  Taken in one 
 table of n 2^k numbers for n rows; in blocks its memory need not grow, its time does all the same.
 
 SVI never takes the sum: a step draws a few vectors z of q(z given x), whose k logits an encoder
-computes, and its bound, the ELBO, is below log p(x) by KL(q, p(z given x)).  The same number of
-steps is timed at the same k, eagerly and one at a time, and beyond it.
+computes, and its bound, the ELBO, is below log p(x) by KL(q, p(z given x)).  Its steps are timed,
+eagerly and one at a time, and their memory counted, at the same k and beyond it.
 
 slope  of log2 seconds against k by least squares, 1 where every latent doubles them; from k = 12
        on, where a sum is a full block of the zoo's or several, since before it fixed costs count
@@ -33,14 +33,16 @@ import experiments
 import guides
 import zoo
 from experiments import studies
-from experiments.measure.cost import peak_bytes
+from experiments.measure.cost import memory_of_training, peak_bytes
 from experiments.measure.elbo import log_weights
 from experiments.report.page import Cell, Table
 from experiments.studies.parts.cells import number, over_seeds
 from experiments.studies.parts.claims import LEVEL, Claim, above, mean_se, near
 from experiments.studies.study import Study
-from experiments.svi.config import Settings
+from experiments.svi.config import Distinct, FitConfig, Settings
 from experiments.svi.device import now
+from experiments.svi.estimators import resolve
+from experiments.svi.run import Run
 from zoo import enumeration
 from zoo.distributions import all_vectors
 from zoo.errors import require
@@ -49,7 +51,7 @@ MODEL, GUIDE, ESTIMATOR = "bernoulli_lvm", "amortized", "disarm"
 WARM = 10  # steps of a timed fit that do not count
 ENOUGH, MOST = 0.2, 20  # seconds, and sums, after which a repetition times no further ones
 SLOPE_MARGIN, FLAT_MARGIN = 0.15, 0.02  # doublings a latent by which a slope may be off 1, or 0
-GROWN = 1.5  # times the memory of one block that several blocks may take
+GROWN = 1.5  # times the memory of one block, or of a step with few latents, that may be taken
 SURE = 1 - 2 * LEVEL  # of the interval at the far end: either end is off LEVEL of the time
 FLOAT, MIB = 4, 2**20  # bytes
 TIMES = {"years": 31_557_600, "days": 86_400, "hours": 3600, "minutes": 60, "s": 1, "ms": 0.001}
@@ -60,7 +62,7 @@ Latents = Annotated[int, Field(ge=1, le=24)]
 class Own(Settings):
     """Settings: which numbers of latents, how many rows, and what is spent on SVI."""
 
-    latents: tuple[Latents, ...] = tuple(range(2, 21))
+    latents: Distinct[Latents] = tuple(range(2, 21))
     """Numbers of latents of the exact sums."""
     rows: int = Field(100, ge=1)
     """Held-out rows of a timed sum."""
@@ -69,10 +71,10 @@ class Own(Settings):
     repetitions: int = Field(5, ge=2)
     far: int = Field(32, ge=2)
     """A number of latents whose sum nobody takes."""
-    timed: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 8, 14, 20, 26, 32), min_length=2)
-    """Numbers of latents at which steps of SVI are timed."""
+    timed: Distinct[Annotated[int, Field(ge=1)]] = Field((*range(2, 21), 26, 32), min_length=2)
+    """Numbers of latents at which steps of SVI are taken."""
     timed_steps: int = Field(200, ge=2 * WARM)
-    fitted: tuple[Annotated[int, Field(ge=1)], ...] = (4, 8, 12, 16, 32)
+    fitted: Distinct[Annotated[int, Field(ge=1)]] = (4, 8, 12, 16, 32)
     """Numbers of latents of the models that are trained; log p(x) is exact where `latents` go."""
     seeds: int = Field(5, ge=2)
     steps: int = Field(3000, ge=1)
@@ -114,6 +116,7 @@ def measure(settings, device):
         "sums": sums,
         "steps": steps,
         "memory": [memory(model, rows, settings.one_piece) for model in models.values()],
+        "steps_memory": [{"latents": k, "step": memory_of_step(k, device)} for k in settings.timed],
         "bounds": [row for k in settings.fitted for row in bounds(k, settings, device)],
         "rows": len(rows),
         "spent": settings.steps,
@@ -164,6 +167,14 @@ def memory(model, rows, most):
     whole = latents <= most
     found["one_piece"] = peak_bytes(lambda: one_piece(model, rows), rows) if whole else None
     return found
+
+
+def memory_of_step(latents, device):
+    """Bytes that a step of SVI takes at a time, beyond parameters and what Adam keeps of them."""
+    problem = zoo.load(MODEL, latent_dim=latents)
+    config = resolve(FitConfig(estimator=ESTIMATOR, engine="eager"), problem)
+    run = Run.start(problem, guides.build(GUIDE, problem), config, 0, device)
+    return memory_of_training(run, problem)["step_bytes"]
 
 
 def bounds(latents, settings, device):
@@ -273,6 +284,14 @@ def _of_memory(results):
         max(parts.values()) <= GROWN * parts[min(parts)],
         texts=False,
     )
+    steps = {k: v for k, (v,) in _by_latents(results["steps_memory"], "step").items()}
+    fewest, most = min(steps), max(steps)
+    yield Claim(
+        f"a step of SVI with {most} latents takes less than {GROWN:g} times the memory of one with "
+        f"{fewest}",
+        f"{in_words(steps[most], SIZES)} against {in_words(steps[fewest], SIZES)}",
+        steps[most] < GROWN * steps[fewest],
+    )
     if len(whole) > 1:
         slope = np.polyfit(list(whole), np.log2(list(whole.values())), 1)[0]
         least = min(whole[k] / table[k] for k in whole)
@@ -301,6 +320,7 @@ def tables(results):
 def _costs(results):
     seconds, steps = (_by_latents(results[part], "seconds") for part in ("sums", "steps"))
     far, memory = results["far"], {row["latents"]: row for row in results["memory"]}
+    kept = {row["latents"]: row["step"] for row in results["steps_memory"]}
     lines = []
     for k in sorted({*seconds, *steps, far}):
         exact = _cell(statistics.median(seconds[k]) if k in seconds else None, TIMES)
@@ -311,16 +331,18 @@ def _costs(results):
         held = memory.get(k, {"table": FLOAT * results["rows"] * 2**k})
         sizes = [_cell(held.get(key), SIZES) for key in ("table", "one_piece", "blocks")]
         step = _cell(statistics.median(steps[k]) if k in steps else None, TIMES)
-        lines.append([Cell(f"{k}", k), Cell(f"{2**k:,}", 2**k), exact, *sizes, step])
+        terms, memory_of_it = Cell(f"{2**k:,}", 2**k), _cell(kept.get(k), SIZES)
+        lines.append([Cell(f"{k}", k), terms, exact, *sizes, step, memory_of_it])
     caption = (
         f"exact sum: of log p(x) of {results['rows']} rows in blocks, medians over repetitions; "
         f"extrapolated: by the line through log2 of those from {enumeration.SETTLED} latents on, "
         f"with its {SURE:.0%} interval. table: rows times states, {FLOAT} bytes each; in one "
         "piece, in blocks: memory that the sum takes at a time, by count. step: of SVI, 128 "
-        "rows, eagerly, medians over repetitions, by the wall clock; sums by that of the thread. "
-        "–: not taken."
+        "rows, eagerly, medians over repetitions, by the wall clock; sums by that of the thread; "
+        "its memory: by count, beyond parameters and what Adam keeps of them. –: not taken."
     )
-    head = ["latents", "terms a row", "exact sum", "table", "in one piece", "in blocks", "step"]
+    head = ["latents", "terms a row", "exact sum", "table", "in one piece", "in blocks", "step",
+            "its memory"]  # fmt: skip
     return Table("What an exact log p(x) takes", head, lines, caption)
 
 
@@ -379,6 +401,8 @@ def _draw_memory(axis, results):
         found = _by_latents(results["memory"], key)
         sizes = [size / MIB for (size,) in found.values()]
         axis.plot(list(found), sizes, "o-", color=color, ms=3, label=label)
+    steps = {row["latents"]: row["step"] / MIB for row in results["steps_memory"]}
+    axis.plot(list(steps), list(steps.values()), "o-", color="#0072b2", ms=3, label="step of SVI")
     k = np.arange(min(row["latents"] for row in results["memory"]), results["far"] + 1)
     table = FLOAT * results["rows"] * 2.0**k / MIB
     axis.plot(k, table, "--", color="#d55e00", label="table of rows by states")

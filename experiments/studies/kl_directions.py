@@ -33,7 +33,7 @@ from experiments.report.page import Table
 from experiments.studies.parts.cells import number, over_seeds
 from experiments.studies.parts.claims import above, within
 from experiments.studies.study import Study
-from experiments.svi.config import Settings
+from experiments.svi.config import Distinct, Settings
 from zoo.errors import require
 
 DIRECTIONS = {
@@ -50,7 +50,7 @@ SIDE, EXCESS, SPREAD, BETWEEN = 0.01, 0.2, 0.05, 0.01
 class Own(Settings):
     """Settings: the data, the noise, and how long q is fitted."""
 
-    x: tuple[Annotated[float, Field(ge=-100, le=100)], ...] = (0.0, 0.25, 1.0, 2.25, 4.0, 9.0)
+    x: Distinct[Annotated[float, Field(ge=-100, le=100)]] = (0.0, 0.25, 1.0, 2.25, 4.0, 9.0)
     """Observations; each has a posterior of its own, which must lie on the grid."""
     two_modes: float = 2.0
     """From which x on the modes are so far apart that the claims are made."""

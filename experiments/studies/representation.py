@@ -44,6 +44,7 @@ from experiments.studies.parts.cells import number, over_seeds
 from experiments.studies.parts.claims import above
 from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
+from experiments.svi.config import Distinct
 from zoo.errors import require
 
 MODELS = ("vae", "autoencoder")
@@ -78,7 +79,7 @@ COMPARED = tuple(product(MEASURES, OTHERS))
 class Own(judges.Training):
     """Settings: those of training, and whose codes are held against labels."""
 
-    latent_dims: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 10), min_length=1)
+    latent_dims: Distinct[Annotated[int, Field(ge=1)]] = Field((2, 10), min_length=1)
     steps: int = Field(1000, ge=1)
     rows: int = Field(3000, ge=100)
     """Images at most whose codes are held against labels, of those trained on and held out."""

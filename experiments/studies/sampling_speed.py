@@ -40,7 +40,7 @@ from experiments.studies.parts.cells import over_seeds, short
 from experiments.studies.parts.claims import Claim, above
 from experiments.studies.parts.rows import column, known
 from experiments.studies.study import Study
-from experiments.svi.config import Settings
+from experiments.svi.config import Distinct, Settings
 from experiments.svi.device import now
 from zoo.errors import require
 
@@ -55,9 +55,9 @@ ENOUGH, MOST = 0.1, 100  # seconds, and draws, after which a repetition times no
 class Own(Settings):
     """Settings: sizes of images, of batches and of networks, and how often a draw is timed."""
 
-    sides: tuple[Annotated[int, Field(ge=2)], ...] = (8, 14, 20, 28)
+    sides: Distinct[Annotated[int, Field(ge=2)]] = (8, 14, 20, 28)
     """Pixels a side of the images."""
-    batches: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 100), min_length=1)
+    batches: Distinct[Annotated[int, Field(ge=1)]] = Field((1, 100), min_length=1)
     """Numbers of images that are drawn at once."""
     repetitions: int = Field(10, ge=2)
     hidden: int = Field(100, ge=1)

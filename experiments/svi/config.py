@@ -1,10 +1,31 @@
 """`FitConfig`: every setting of an SVI run, frozen and validated."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+)
+from pydantic_core import PydanticCustomError
 
 from zoo.errors import ZooError, unknown
+
+T = TypeVar("T")
+
+
+def _distinct(values):
+    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    if twice:
+        raise PydanticCustomError("twice", "{value} stands there twice", {"value": repr(twice[0])})
+    return values
+
+
+Distinct = Annotated[tuple[T, ...], AfterValidator(_distinct)]
+"""Distinct[int]: the type of a setting that lists numbers, none of them twice."""
 
 
 class Settings(BaseModel):

@@ -19,8 +19,9 @@ LEVEL = 0.01
 class Claim:
     """sentence: what is claimed; found: the numbers in words; p: of the test, where there is one.
 
-    refuted: whether a test the other way round holds.  texts: whether it is the source texts' own
-    claim, or one of this study's.
+    refuted: whether a test the other way round holds, and p_other, where there is one, its p.
+    texts: whether it is the source texts' own claim, or one of this study's.  certain: whether it
+    holds by algebra, whatever the data, so that it checks what was computed.
     """
 
     sentence: str
@@ -29,6 +30,8 @@ class Claim:
     p: float | None = None
     texts: bool = True
     refuted: bool = False
+    p_other: float | None = None
+    certain: bool = False
 
     @property
     def verdict(self):
@@ -38,9 +41,15 @@ class Claim:
     @property
     def words(self):
         """What is claimed, and what was found."""
-        test = "" if self.p is None else f" ({p_words(self.p)})"
+        test = "" if self.p is None else f" ({p_words(self.p)}{self._of_the_opposite})"
         whose = "" if self.texts else "this study's own: "
+        whose += "by algebra, whatever the data: " if self.certain else ""
         return f"{whose}{self.sentence}; {self.found}{test}."
+
+    @property
+    def _of_the_opposite(self):
+        known = self.refuted and self.p_other is not None
+        return f"; of the opposite {p_words(self.p_other)}" if known else ""
 
     def record(self):
         """As JSON has it."""
@@ -59,7 +68,8 @@ def above(sentence, values, unit="", digits=3, bound=0.0, texts=True, of="seeds"
 
 def told_by_tests(sentence, found, p, p_other, texts=True):
     """The claim that a test of p-value p supports and one the other way round, p_other, refutes."""
-    return Claim(sentence, found, bool(p < LEVEL), float(p), texts, refuted=bool(p_other < LEVEL))
+    refuted = bool(p_other < LEVEL)
+    return Claim(sentence, found, bool(p < LEVEL), float(p), texts, refuted, float(p_other))
 
 
 def within(sentence, values, bound, unit="", texts=True):
