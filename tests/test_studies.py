@@ -4,6 +4,7 @@ import json
 import math
 import re
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from experiments.cli import main
 from experiments.report import readme
 from experiments.studies import autoencoder_vs_vae, elbo_identity, guide_order, representation
 from experiments.studies.parts import claims as claimed
-from experiments.studies.parts.claims import Claim, above, near, p_above, within
+from experiments.studies.parts.claims import LEVEL, Claim, above, near, p_above, within
 from experiments.study import RECORD, page_text, read, remake
-from zoo import ZooError
+from zoo import ZooError, truth
 
 MOST_SECONDS, MOST_SECONDS_OF_A_RECORD = 60, 900
 UNSUPPORTED = {
@@ -233,6 +234,11 @@ def test_command_writes_and_lists(tiny, tmp_path, monkeypatch, capsys):
         (["{tiny}", "--out", "file"], "--out file is a file; name a folder"),
         (["{tiny}", "--device", "tpu"], "unknown device"),
         (["elbo_identity", "--quick", "--set", "steps=0"], "steps: input should be greater"),
+        (
+            ["elbo_identity", "--quick", '--set=models=["vae","vae"]'],
+            "models: 'vae' stands there twice",
+        ),
+        (["sampling_speed", "--quick", "--set=batches=[1,2,1]"], "batches: 1 stands there twice"),
     ],
 )
 def test_bad_input_is_one_line(arguments, sentence, tiny, tmp_path, monkeypatch, capsys):
@@ -389,6 +395,51 @@ def test_identity_is_refused_where_a_term_of_some_rows_is_wrong(term, monkeypatc
     claims = elbo_identity.claims(elbo_identity.measure(settings, torch.device("cpu")))
     assert claims[0].sentence.startswith("log p = ELBO + KL")
     assert claims[0].holds == (term is None)
+
+
+def test_identity_of_the_vae_is_refused_where_its_log_p_is_wrong(monkeypatch):
+    """Whatever else of its truth is made from that number."""
+    right = truth._refine
+
+    def wrong(*arguments):
+        value, error, num_points = right(*arguments)
+        return value + 0.02, error, num_points
+
+    settings = elbo_identity.Own(models=("vae",), seeds=2, steps=1, looks=2, rows=4)
+    for refine in (right, wrong):
+        monkeypatch.setattr(truth, "_refine", refine)
+        claims = elbo_identity.claims(elbo_identity.measure(settings, torch.device("cpu")))
+        assert [claim.holds for claim in claims[:2]] == [refine is right] * 2
+
+
+@pytest.mark.parametrize("models", [("vae",), ("gaussian_lvm",)])
+def test_an_identity_is_of_the_models_that_there_are(models):
+    rows = [
+        {"model": name, "seed": seed, "step": step, "off": 0.0, "log_evidence": 0.0, "kl": 1.0}
+        | {"elbo": -1.0}
+        for name, seed, step in product(models, range(2), range(2))
+    ]
+    for claim in elbo_identity.claims({"curves": rows, "touching": []}):
+        named = {name for name in elbo_identity.KNOWN if name in claim.sentence}
+        assert named == {*models}
+
+
+def test_refutations_show_the_p_that_refutes():
+    refuted = above("It rises", [-1.0, -1.1, -0.9])
+    assert "; of the opposite p = " in refuted.words
+    assert refuted.p_other < LEVEL < refuted.p
+    assert "of the opposite" not in above("It rises", [1.0, 1.1, 0.9]).words
+
+
+def test_what_holds_by_algebra_is_not_counted_as_supported():
+    (folder,) = readme.STUDIES.glob("parameter_ladder-cpu")
+    claims = read(folder)[2]
+    certain = [claim for claim in claims if claim.certain]
+    assert len(certain) == 8  # parameters, and three steps of the ladder, on two sets
+    assert all(claim.holds and "training rows" in claim.words for claim in certain)
+    text = (folder / "table.md").read_text()
+    assert "Of 8 that hold by algebra, whatever the data, 8 do." in text
+    assert f"of {len(claims) - 8} claims of the texts" in text
 
 
 def test_a_lone_seed_shows_no_spread():

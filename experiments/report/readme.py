@@ -124,6 +124,7 @@ def _studied(name):
 
 
 def _verdict(folder, claims):
+    claims = [claim for claim in claims if not claim.certain]
     held, refuted = (sum(getattr(claim, name) for claim in claims) for name in ("holds", "refuted"))
     table, against = (folder / "table.md").relative_to(ROOT), f", {refuted} refuted" * (refuted > 0)
     of = f"{held} of {len(claims)} claims are supported{against}"

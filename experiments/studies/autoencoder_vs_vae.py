@@ -380,6 +380,7 @@ def draw(results):
     kinds = [(model, kind) for model in MODELS for kind in (*DRAWN[model], "line")]
     dims = sizes(results)
     figure = Figure(figsize=(2.6 * len(kinds), 1.7 * len(dims) + 0.2), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.08)  # between sheets more than between pictures
     axes = figure.subplots(len(dims), len(kinds), squeeze=False)
     for row, k in zip(axes, dims, strict=True):
         for axis, (model, kind) in zip(row, kinds, strict=True):

@@ -338,22 +338,28 @@ def draw(results):
             if name in racers(results, kind):
                 gaps = median_gaps(results, kind, name)
                 axes[2].plot(CHUNK * np.arange(len(gaps)), gaps, color=color, lw=1.2)
-        dimensions = [k for k, _ in results["places"][kind]["dimension"]]
+        dimensions, (here, *_) = zip(*results["places"][kind]["dimension"], strict=True)
         axes[0].set(
-            xscale="log", yscale="log", xlabel="latents", title=f"{kind}: relative variance"
-        )
+            xscale="log", yscale="log", xlabel=f"latents ({SENSE[kind]}: {here:g})",
+            title=f"{kind}: relative variance",
+        )  # fmt: skip
         axes[0].set_xticks(dimensions, dimensions, minor=False)
         axes[0].minorticks_off()
         axes[2].legend(
             *axes[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1, 1),
             fontsize=7,
         )  # fmt: skip
-        distances = [distance for _, distance in results["places"][kind]["distance"]]
-        axes[1].set(xscale="log", yscale="log", xlabel=SENSE[kind], title="variance")
+        (latents, *_), distances = zip(*results["places"][kind]["distance"], strict=True)
+        axes[1].set(xscale="log", yscale="log", xlabel=SENSE[kind])
+        axes[1].set_title(f"variance, {latents} latents")
         axes[1].set_xticks(distances, distances, minor=False)
         axes[1].minorticks_off()
         axes[2].axhline(TARGET, color="gray", lw=0.8, ls=":")
-        axes[2].set(yscale="log", xlabel="steps", title="gap to the best q, nats a datum")
+        axes[2].set(
+            yscale="log",
+            xlabel="steps, each at its best rate",
+            title="gap to the best q, nats a datum",
+        )
     return figure
 
 
