@@ -14,7 +14,7 @@ from experiments.settings import Suite, load_problem, load_suite, plan
 from experiments.svi import checkpoint
 from experiments.svi import fit as svi_fit
 from experiments.svi.config import validated
-from zoo.errors import require
+from zoo.errors import require, require_count
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,16 @@ def compare(
     for each model and guide.  Returns a Comparison.
     Raises ZooError, before anything is written, for bad arguments.
     """
+    models, guides = _listed(models), _listed(guides)
     given = {m.name: m for m in models or [] if isinstance(m, zoo.Problem)}
     names = None if models is None else [getattr(m, "name", str(m)) for m in models]
     suite = _changed(
         load_suite(suite), {"models": names, "guides": guides, "seeds": seeds}, settings
     )
     runs, problems = plan(suite, device, given)
-    require(workers >= 1, f"workers must be at least 1, got {workers}")
+    require_count(workers=workers)
     require(workers == 1 or not given, "problems made in Python run in one process: workers=1")
+    require(isinstance(out, str | Path), f"out must be a folder, got {out!r}")
     folder = Path(out)
     done = _open(folder, runs, resume)
     _execute(runs, problems, folder, done, workers, watcher or Quiet())
@@ -83,6 +85,11 @@ def compare(
     return Comparison(folder, ordered, table)
 
 
+def _listed(names):
+    """A list of names or Problems, of one that stands alone too; None as it is."""
+    return [names] if isinstance(names, str | Path | zoo.Problem) else names
+
+
 def _changed(suite, chosen, settings):
     """The suite with the caller's choices in place of its own."""
     values = suite.model_dump() | {k: v for k, v in chosen.items() if v is not None}
@@ -91,8 +98,9 @@ def _changed(suite, chosen, settings):
         _forget_variants(values, {*values["variants"]} - {*values["models"]})
         _forget_pairs(values, {*suite.models} - {*values["models"]})
     for name, value in settings.items():
-        mergeable = isinstance(value, dict) and isinstance(values.get(name), dict)
-        values[name] = values[name] | value if mergeable else value
+        merged = isinstance(values.get(name), dict)
+        require(not merged or isinstance(value, dict), f"{name} must be a dict, got {value!r}")
+        values[name] = values[name] | value if merged else value
     if chosen.get("guides") is not None:  # they are for every model, whatever the suite has for one
         values["guides_for"] = settings.get("guides_for", {})
         values["without"] = settings.get("without", [])

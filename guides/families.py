@@ -86,7 +86,8 @@ class LowRank:
 
     Cannot represent skewness, several modes, or a correlation of more than `rank` factors beside
     each number's own noise.  A row is (loc, log scale, U) in unconstrained space; U counts up to
-    100, since float32 loses the numbers' own noise beside a much larger one.
+    100, since float32 loses the numbers' own noise beside a much larger one, and the log scale
+    between -9 and 9, beyond which it loses the draws.
     Source: Ong, Nott & Smith 2018, Gaussian variational approximation with a factor covariance
     structure, eq. 4.
     """
@@ -139,14 +140,15 @@ class Delta:
 class Categorical:
     """q(z = k) = softmax(row)_k: every distribution over a finite set of values.
 
-    Serves whole numbers from 0 to K - 1.  Represents any posterior of one such latent.
+    Serves whole numbers from 0 to K - 1, those of a Bernoulli among them.  Represents any posterior
+    of one such latent.
     """
 
     def __init__(self, latent):
         self.num_parameters = latent.entry_values
-        several = latent.event_shape or is_boolean(latent.support)
+        self.boolean = is_boolean(latent.support)  # whose values torch wants as floats
         require_suited(
-            self.num_parameters is not None and not several,
+            self.num_parameters is not None and not latent.event_shape,
             f"categorical does not suit latent {latent.name!r}: its support {latent.support} is "
             "not 0, 1, ..., K - 1",
         )
@@ -157,6 +159,8 @@ class Categorical:
 
     def __call__(self, rows):
         """The distribution of each row: rows (..., K), batch (...)."""
+        if self.boolean:
+            return dist.Bernoulli(logits=rows[..., 1] - rows[..., 0])
         return dist.Categorical(logits=rows)
 
 

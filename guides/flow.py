@@ -60,7 +60,11 @@ class Flow(nn.Module):
             "number is a normal; kind 'spline' does",
         )
         self.num_parameters = 2 * self.size + context
-        self.maps = nn.ModuleList(self._map(i, tuple(hidden)) for i in range(transforms))
+        # The first of several maps is affine: a spline bends the middle only.
+        bent = [
+            kind == "spline" and (i > 0 or 1 in (self.size, transforms)) for i in range(transforms)
+        ]
+        self.maps = nn.ModuleList(self._map(i, tuple(hidden), own) for i, own in enumerate(bent))
 
     def initial_row(self, *batch):
         """A small random loc and context, unit scale: (*batch, num_parameters)."""
@@ -79,11 +83,11 @@ class Flow(nn.Module):
         base = DiagNormal(torch.zeros_like(loc), torch.ones_like(loc))
         return FlowDistribution(NormalizingFlow(to_noise, base), self.latent)
 
-    def _map(self, number, hidden):
-        """One autoregressive map, whose order is the reverse of that before it."""
+    def _map(self, number, hidden, bent):
+        """One autoregressive map, a spline or affine, its order the reverse of that before it."""
         order = torch.arange(self.size)
         order, univariate = order.flip(0) if number % 2 else order, {}
-        if self.kind == "spline" and (number or self.size == 1):  # which only bends the middle
+        if bent:
             shapes = [(BINS,), (BINS,), (BINS - 1,)]
             univariate = {"univariate": MonotonicRQSTransform, "shapes": shapes}
         found = MaskedAutoregressiveTransform(

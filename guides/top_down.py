@@ -3,8 +3,8 @@
 Family: q(z) = prod_n prod_l q(z_nl; encoder_l(x_n, z_n1, ..., z_n(l-1))) in the model's order, in
     which the top of a hierarchy is first; by default each a diagonal normal for a continuous latent
     and a categorical, or independent entries, for a discrete one.  Encoders see continuous latents
-    as they are, a finite whole number one-hot, and vectors of whole numbers as numbers.  With one
-    latent it is `amortized`.
+    in unconstrained space, a finite whole number one-hot, and vectors of whole numbers as numbers.
+    With one latent it is `amortized`.
 Cannot represent: what the families cannot within one latent, or parameters that an encoder does not
     compute.  Its parameters are no row a datum, since they hang on draws, so that the gap is not
     split into what the family and what the encoder loses.
@@ -21,7 +21,7 @@ from pyro.nn import PyroModule
 
 import guides
 import zoo
-from guides.families import choose_each, common
+from guides.families import choose_each, common, unconstrained
 from guides.sources import ByLatent, Encoder, Shared
 from zoo.errors import require
 from zoo.nets import check_hidden, one_hot
@@ -35,6 +35,8 @@ class TopDown(PyroModule):
 
     name = "top_down"
     tabular = False
+    free = False
+    """No copy of it has parameters of its own for every datum."""
 
     def __init__(self, problem, family, hidden):
         super().__init__(zoo.unique(self.name))
@@ -81,14 +83,19 @@ def sample_in_turn(guide, latents, rows, index, *seen):
 
 def width(latent):
     """How many numbers later encoders see of a latent."""
-    return latent.num_values if _is_finite(latent) else math.prod(latent.event_shape)
+    if _is_finite(latent):
+        return latent.num_values
+    return math.prod(latent.event_shape if latent.support.is_discrete else unconstrained(latent)[1])
 
 
 def features(latent, value, dtype):
     """What later encoders see of values (..., *event_shape): (..., width(latent))."""
     if _is_finite(latent):
         return one_hot(value, latent.num_values, dtype)
-    return value.to(dtype).reshape(*value.shape[: value.dim() - len(latent.event_shape)], -1)
+    batch = value.shape[: value.dim() - len(latent.event_shape)]
+    if not latent.support.is_discrete:  # a scale that is far off would be so for later encoders
+        value = unconstrained(latent)[0].inv(value)
+    return value.to(dtype).reshape(*batch, -1)
 
 
 def _is_finite(latent):

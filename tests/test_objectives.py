@@ -522,7 +522,11 @@ RECORDED = {
     "dreg": ("gaussian_lvm", "mean_field", SETTINGS["dreg"]),
     "free bits": ("gaussian_lvm", "mean_field", {"annealing_steps": 4, "free_bits": 0.01}),
     "enumeration": ("bernoulli_mixture", "amortized", {"beta": 2.0, "annealing_steps": 3}),
-    "score": ("gaussian_lvm", "constant", {"estimator": "score", "beta": 2.0, "free_bits": 0.1}),
+    "score": (
+        "bernoulli_mixture",
+        "constant",
+        {"estimator": "score", "beta": 2.0, "free_bits": 0.1},
+    ),
 }
 
 

@@ -27,7 +27,10 @@ def explained(sentence):
     """Turn what a user's own code raises inside into one line that begins with `sentence`."""
     try:
         yield
-    except ZooError:
+    except ZooError as error:
+        line, *more = str(error).splitlines()
+        if more:  # of Pyro's, on the shapes at its sites
+            raise type(error)(line) from error
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

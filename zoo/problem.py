@@ -130,7 +130,7 @@ class Problem:
     label: name of the finite latent that is a row's label, as data.test_labels has it, if there is
     one.  The last column of a row tells it, or holds its number of values where it is not told.
     A problem that states no truth is at level T2 where its latents are continuous, or some a datum
-    beside finite ones; at T0 without latents, its evidence the density itself.
+    beside finite ones; at T0 without latents where it states log_joint, which then is its evidence.
     """
 
     model: nn.Module

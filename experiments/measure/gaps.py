@@ -71,7 +71,8 @@ def own_and_best(problem, guide, x, restarts=0, search=True):
     latents belong to the rows that it was fitted to, x must be those rows.
     """
     if problem.joint:
-        return guide, fit_joint(problem, guide, x, restarts)
+        found = fit_joint(problem, guide, x, restarts) if getattr(guide, "free", True) else None
+        return guide, found
     if not (hasattr(guide, "rows") and (search or guide.tabular)):
         return guide, None
     if guide.tabular:

@@ -269,6 +269,8 @@ def kind(problem):
     """The path that suits a problem's latents.  Raises ZooError where there is none."""
     latents, subject = problem.latents, f"of {problem.name}"
     known = "problem.log_evidence(x) has the truth"
+    if problem.truth.log_evidence is None:
+        known = "state its density as log_joint, and problem.log_evidence(x) has the truth"
     require(latents, f"{problem.name} has no latents to anneal over: {known}")
     for latent in latents:
         improper = f"cannot anneal over latent {latent.name!r} {subject}: its prior is no density"

@@ -85,6 +85,11 @@ def fit_rows(problem, guide, x, start=None, restarts=0):
     )
     if not any(latent.local for latent in problem.latents):
         return RowFit(guide, 0, True)
+    require(
+        hasattr(guide, "families") and hasattr(guide, "with_table"),
+        f"guide {getattr(guide, 'name', 'given')!r} has no row of parameters a datum to fit: take "
+        "a family times a source, such as mean_field or amortized",
+    )
     kind = _search(guide)
     if kind is None:
         return _fit_by_svi(problem, guide, x, start)

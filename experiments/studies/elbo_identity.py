@@ -39,7 +39,7 @@ from experiments.svi.estimators import resolve
 from experiments.svi.run import Run
 from zoo.truth import TOLERANCE
 
-NODES, GRID, REACH = 32, 49, 6.0  # of the rules for the VAE: points an axis; sd on either side
+NODES, GRID, REACH = 32, 73, 9.0  # of the rules for the VAE: points an axis; sd on either side
 EXACT = 1e-8  # nats that the identity may be off, by rounding; by quadrature it is TOLERANCE
 ON_AVERAGE = 1e-3  # nats a datum that the mean over rows may be off by quadrature
 GUIDE = "amortized"

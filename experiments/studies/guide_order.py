@@ -80,11 +80,11 @@ class Own(Settings):
     seeds: int = Field(5, ge=2)
     """Of the guides; a model is trained by the first."""
     steps: int = Field(1500, ge=1)
-    rows: int = Field(150, ge=2)
+    rows: int = Field(120, ge=2)
     """Held-out rows at most, of the vae; of gaussian_lvm all."""
     sources: Distinct[Literal[tuple(BENT)]] = Field(tuple(BENT), min_length=1)
     """Of the parameters of the vae's guides."""
-    restarts: int = Field(10, ge=0)
+    restarts: int = Field(8, ge=0)
     """Of the searches for the best of a family, of the vae: at 3 they miss a mode of some rows."""
     draws: int = Field(2000, ge=2)
     """Of q for the ELBO of a row; at 100 their noise is near what a flow gains."""

@@ -1,5 +1,6 @@
 """`FitConfig`: every setting of an SVI run, frozen and validated."""
 
+import textwrap
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -31,7 +32,7 @@ Distinct = Annotated[tuple[T, ...], AfterValidator(_distinct)]
 class Settings(BaseModel):
     """Base of the validated settings: frozen, and an unknown name is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
     LATER: ClassVar[tuple[str, ...]] = ()
     """Fields that came after there were records: left out of what is written where they have their
     default, so that the records from before stay those of the same runs."""
@@ -119,5 +120,6 @@ def validated(settings, **values):
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        sentence = first["msg"][0].lower() + first["msg"][1:]
-        raise ZooError(f"{place}: {sentence}, got {first['input']!r}") from error
+        sentence = first["msg"].removeprefix("Value error, ")
+        given = textwrap.shorten(repr(first["input"]), 80, placeholder=" ...")
+        raise ZooError(f"{place}: {sentence[0].lower()}{sentence[1:]}, got {given}") from error

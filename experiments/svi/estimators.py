@@ -88,7 +88,10 @@ def can_enumerate(latents):
 def _too_many(latents):
     counts = [latent.num_values for latent in latents]
     if None in counts:
-        return f"not finite, or more than {MAX_VALUES:,} values"
+        return (
+            f"not finite, more than {MAX_VALUES:,} values, or a vector whose prior is not zoo's "
+            "BernoulliVector or CategoricalVector"
+        )
     return f"{math.prod(counts):,} values together, more than {MAX_VALUES:,}"
 
 

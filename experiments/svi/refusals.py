@@ -19,17 +19,31 @@ def refuse_guide(config, problem, guide):
     Raises ZooError.
     """
     check_switches(config, problem, guide)
-    if is_plain(config):
+    if config.estimator == "score":
+        _check_scored(problem, guide)
+    if is_plain(config) and config.estimator != "rws":
         return
     latent_names(guide, problem.data.train)  # refuses points
     if config.objective == "elbo":
-        return _check_density(problem, guide)
+        return _check_density(problem, guide, config.estimator)
     wrong = explained(f"the guide does not serve objective={config.objective}")
     with wrong, testing.quiet(), stream(0, problem.data.train.device), torch.no_grad():
         _check_draws(config, problem, guide)
 
 
-def _check_density(problem, guide):
+def _check_scored(problem, guide):
+    """Refuse to call score what takes the path through every latent."""
+    x = problem.data.train
+    wrong = explained("the guide does not run")
+    with wrong, testing.quiet(), stream(0, x.device), torch.no_grad():
+        sites = drawn(poutine.trace(guide).get_trace(x))
+    require(
+        any(not site["fn"].has_rsample for site in sites),
+        "score is for latents without a path, and each of the guide's has one: take pathwise",
+    )
+
+
+def _check_density(problem, guide, estimator):
     """Refuse a guide that picks its latents among draws made anew: the pick has no gradient.
 
     That is right for the ELBO alone, whose terms add up to the same number whatever is picked.
@@ -37,11 +51,11 @@ def _check_density(problem, guide):
     x = problem.data.train
     with testing.quiet(), stream(0, x.device), torch.no_grad():
         known = density_is_known(guide, x, None, testing.values_of(testing.traced(guide, x)))
-    require(
-        known,
-        "beta, annealing_steps and free_bits weigh log q by itself, and the guide knows it at its "
-        "own draws alone: take objective=elbo with nothing to weigh, or another guide",
-    )
+    use = "beta, annealing_steps and free_bits weigh log q by itself"
+    instead = "take objective=elbo with nothing to weigh, or another guide"
+    if estimator == "rws":
+        use, instead = "rws takes the gradient of log q at draws", "take another estimator or guide"
+    require(known, f"{use}, and the guide knows it at its own draws alone: {instead}")
 
 
 def _check_draws(config, problem, guide):
@@ -72,5 +86,6 @@ def _check_same_again(name, guide, x, trace):
     require(
         torch.isclose(first, second, rtol=1e-3, atol=1e-3),
         f"objective={name} scores the guide's draws twice, and their log q was {first:.6g} nats, "
-        f"then {second:.6g}: the guide must draw nothing but its latents (no dropout)",
+        f"then {second:.6g}: the guide must draw nothing but its latents (no dropout, no draws "
+        "to choose among)",
     )
