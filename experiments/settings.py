@@ -59,7 +59,7 @@ class MeasureConfig(Settings):
     @classmethod
     def _intervals_end_between_ranks(cls, value):
         if (value + 1) % RANKS_APART:
-            raise ValueError("rank_draws must be 19, 39, 59 or another multiple of 20 less 1")
+            raise ValueError("must be 19, 39, 59 or another multiple of 20 less 1")
         return value
 
 

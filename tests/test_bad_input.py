@@ -362,3 +362,44 @@ def test_the_largest_seed_is_fitted():
 def test_a_name_is_no_problem():
     with pytest.raises(zoo.ZooError, match=r"as zoo\.load makes it of a name, got 'gaussian_lvm'"):
         experiments.fit("gaussian_lvm", "amortized", steps=2)
+
+
+def test_what_is_no_problem_gets_no_guide():
+    for thing in ("vae", None):
+        with pytest.raises(zoo.ZooError, match="a guide is built for a Problem, got"):
+            guides.build("mean_field", thing)
+
+
+@pytest.mark.parametrize("name", ["laplace", "oracle", "importance", "top_down"])
+def test_guides_without_a_row_a_datum_are_not_fitted_to_rows(name):
+    problem = zoo.load("gaussian_lvm")
+    with pytest.raises(zoo.ZooError, match=f"'{name}' has no row of parameters a datum"):
+        experiments.fit_rows(problem, guides.build(name, problem), problem.data.test)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"out": None}, "out must be a folder, got None"),
+        ({"workers": "2"}, "workers must be a whole number of at least 1, got '2'"),
+        ({"workers": 1.5}, "workers must be a whole number of at least 1, got 1.5"),
+        ({"fit": 3}, "fit must be a dict, got 3"),
+        ({"models": "gausian_lvm"}, "unknown model 'gausian_lvm'; known: gaussian_lvm"),
+        ({"measure": {"rank_draws": 25}}, "rank_draws: must be 19, 39"),
+        ({"guides": [torch.nn.Linear(200, 3)]}, "guides.0: input should be a valid string"),
+    ],
+)
+def test_arguments_of_a_comparison(arguments, sentence, tmp_path):
+    with pytest.raises(zoo.ZooError) as caught:
+        experiments.compare(**{"out": tmp_path / "out"} | arguments)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_or_guide_that_stands_alone_is_a_list_of_one(tmp_path):
+    few = {"num_draws": 4, "restarts": 0, "simulations": 0, "pareto_draws": 100}
+    found = experiments.compare(
+        "gaussian_lvm", "linear", 1, tmp_path / "out", fit={"steps": 2}, measure=few
+    )
+    assert [record["label"] for record in found.records] == ["gaussian_lvm-linear"]

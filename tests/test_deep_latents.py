@@ -26,9 +26,11 @@ from experiments.measure.labels import label_errors
 from experiments.measure.pareto import pareto_k
 from experiments.svi.config import FitConfig
 from experiments.svi.estimators import elbo, resolve
+from guides.top_down import features, width
 from tests.away import moved
 from zoo import gaussian_lvm, ss_vae, vq_vae
 from zoo.distributions import BernoulliVector, Flat
+from zoo.problem import Latent
 
 FEW = {
     "num_draws": 8,
@@ -648,3 +650,12 @@ def integral(model, pixels, label, latent_dim):
     for _ in range(latent_dim):
         density = integrate.simpson(density, x=axis.numpy())
     return float(density)
+
+
+def test_later_encoders_see_a_positive_latent_in_unconstrained_space():
+    latent = Latent("r", dist.Gamma(2.0, 1.0).support, (), ("datum",))
+    simplex = Latent("s", dist.Dirichlet(torch.ones(3)).support, (3,), ("datum",))
+    far = torch.tensor([1e-8, 1.0, 1e8])
+    torch.testing.assert_close(features(latent, far, far.dtype)[:, 0], far.log())
+    share = torch.softmax(torch.randn(4, 3), -1)
+    assert features(simplex, share, share.dtype).shape == (4, width(simplex)) == (4, 2)

@@ -16,7 +16,7 @@ import zoo
 from experiments.measure.elbo import log_weights
 from experiments.measure.fixed import FixedBound
 from experiments.measure.gaps import own_and_best
-from guides.families import FullRank, LowRank
+from guides.families import FullRank, LowRank, choose
 from guides.flow import KINDS, Flow
 from guides.laplace import Laplace
 from guides.noted import LowRankNormal
@@ -505,3 +505,22 @@ def test_the_bound_of_a_low_rank_posterior_is_the_evidence(size, largest):
     evidence = problem.truth.log_evidence(copy.deepcopy(problem.model).double(), x.double())
     found = FixedBound(problem, guide).value(rows, x)
     torch.testing.assert_close(found.double(), evidence, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("transforms", [1, 2, 3])
+def test_a_flow_of_splines_has_one(size, transforms):
+    flow = Flow(Latent("z", REAL, (size,), ("datum",)), "spline", transforms)
+    kinds = ["MonotonicRQSTransform" in repr(one) for one in flow.maps]
+    assert kinds[-1]
+    assert kinds[0] == (1 in (size, transforms))
+
+
+def test_a_bernoulli_latent_is_categorical_in_floats():
+    latent = Latent("z", dist.Bernoulli(0.5).support, (), ("datum",), torch.tensor([0.0, 1.0]))
+    rows = torch.randn(5, 2)
+    q, same = choose("auto", latent)(rows), dist.Categorical(logits=rows)
+    for value in (0, 1):
+        expected = same.log_prob(torch.tensor(value))
+        torch.testing.assert_close(q.log_prob(torch.tensor(float(value))), expected)
+    assert q.sample().dtype == torch.float32

@@ -118,3 +118,11 @@ def test_restarts_must_be_a_count():
     problem = zoo.load("gaussian_lvm")
     with pytest.raises(zoo.ZooError, match="restarts must be a whole number from 0, got -1"):
         fit_rows(problem, guides.build("mean_field", problem), problem.data.test, restarts=-1)
+
+
+def test_encoders_of_a_joint_problem_are_not_trained_further_for_their_gap():
+    """What they would gain is no amortization gap: their parameters are no row a datum."""
+    problem = zoo.load("eight_schools")
+    own, best = own_and_best(problem, guides.build("top_down", problem), problem.data.train)
+    assert best is None
+    assert own.name == "top_down"

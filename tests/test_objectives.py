@@ -694,8 +694,20 @@ def test_guides_that_an_objective_cannot_take_are_refused(tmp_path):
     ):
         with pytest.raises(zoo.ZooError, match=sentence):
             experiments.fit(problem, guide, steps=2, objective=objective, out=tmp_path / "new")
-    with pytest.raises(zoo.ZooError, match="has no log q"):
-        experiments.fit(problem, guides.build("delta", problem), steps=2, beta=2.0)
+    for name, settings, sentence in (
+        ("delta", {"beta": 2.0}, "has no log q"),
+        ("delta", {"estimator": "rws"}, "has no log q"),
+        (
+            "importance",
+            {"estimator": "rws"},
+            "rws takes the gradient of log q .* another estimator",
+        ),
+        ("importance", {"beta": 2.0}, "weigh log q by itself"),
+        ("linear", {"estimator": "score"}, "each of the guide's has one: take pathwise"),
+    ):
+        with pytest.raises(zoo.ZooError, match=sentence):
+            experiments.fit(problem, guides.build(name, problem), steps=2, **settings)
+    experiments.fit(problem, pathless, steps=2, estimator="score")
     joint = pyro.infer.autoguide.AutoMultivariateNormal(problem.model)
     with pytest.raises(zoo.ZooError, match="for all data together: take elbo or stl"):
         experiments.fit(problem, joint, steps=2, batch_size=None, objective="iwae")
