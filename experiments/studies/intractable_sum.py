@@ -68,7 +68,7 @@ class Own(Settings):
     """Held-out rows of a timed sum."""
     one_piece: int = Field(18, ge=1, le=20)
     """Largest number of latents for which the sum is also taken in one piece."""
-    repetitions: int = Field(5, ge=2)
+    repetitions: int = Field(10, ge=2)
     far: int = Field(32, ge=2)
     """A number of latents whose sum nobody takes."""
     timed: Distinct[Annotated[int, Field(ge=1)]] = Field((*range(2, 21), 26, 32), min_length=2)
@@ -88,7 +88,6 @@ QUICK = {
     "one_piece": 15,
     "timed": (2, 32),
     "timed_steps": 60,
-    "repetitions": 10,
     "fitted": (4, 8, 12),
     "seeds": 4,
     "steps": 300,
