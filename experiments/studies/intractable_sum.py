@@ -330,8 +330,8 @@ def _costs(results):
         held = memory.get(k, {"table": FLOAT * results["rows"] * 2**k})
         sizes = [_cell(held.get(key), SIZES) for key in ("table", "one_piece", "blocks")]
         step = _cell(statistics.median(steps[k]) if k in steps else None, TIMES)
-        terms, memory_of_it = Cell(f"{2**k:,}", 2**k), _cell(kept.get(k), SIZES)
-        lines.append([Cell(f"{k}", k), terms, exact, *sizes, step, memory_of_it])
+        terms, its_memory = Cell(f"{2**k:,}", 2**k), _cell(kept.get(k), SIZES)
+        lines.append([Cell(f"{k}", k), terms, exact, *sizes, step, its_memory])
     caption = (
         f"exact sum: of log p(x) of {results['rows']} rows in blocks, medians over repetitions; "
         f"extrapolated: by the line through log2 of those from {enumeration.SETTLED} latents on, "
