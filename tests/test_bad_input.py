@@ -115,7 +115,10 @@ COMMANDS = {
     "new that is a guide": (["new", "amortized"], "'amortized' is the name of a registered guide"),
     "new that hides a module": (["new", "torch"], "'torch' is the name of a Python module"),
     "new with too long a name": (["new", "x" * 300], "cannot write xxx"),
-    "negative workers": (["compare", "--workers=-1"], "workers must be at least 1"),
+    "negative workers": (
+        ["compare", "--workers=-1"],
+        "workers must be a whole number of at least 1",
+    ),
 }
 
 
