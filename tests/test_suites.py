@@ -145,7 +145,7 @@ REFUSED = {
         "variants.lvm_3.option: extra inputs are not permitted",
     ),
     "settings of no variant": ({"fit_for": {"lvm_4": {}}}, "unknown model 'lvm_4'; known: lvm_3,"),
-    "guides in one word": ({"guides": "all"}, "guides: input should be a valid list, got 'all'"),
+    "an unknown guide that stands alone": ({"guides": "all"}, "unknown guide 'all'; known: "),
     "without no guide": (
         {"guides": "suitable", "without": ["amortised"]},
         "unknown guide or pair in without: 'amortised'; known: amortized,",
