@@ -147,10 +147,8 @@ def test_steps_go_on_where_the_last_ended():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("name", "guide"),
-    [("handwritten_compiled", "amortized"), ("compiled", "mean_field"), ("fused", "mean_field")],
-)
+@pytest.mark.parametrize("guide", cases.GUIDES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiled_contenders_take_the_same_steps(name, guide):
     case = off_start(Case("bernoulli_mixture", guide, 60, (), 60, 7, learning_rate=0.03))
     steps = contenders.prepare(Entry(case, name))

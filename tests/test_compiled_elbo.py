@@ -25,17 +25,27 @@ from experiments.svi.record import record
 
 COMPILED = [
     "auto_normal",
+    "auto_multivariate",
+    "auto_low_rank",
     "auto_flow",
+    "ten_particles",
+    "vectorized_particles",
     "score_function",
+    "score_function_of_particles",
+    "delta_sites",
     "masks_and_scales",
+    "nested_plates",
     "subsampled",
+    "structured_arguments",
     "networks",
+    "pyro_module",
     "implicit_gradients",
     "enumerated_guide",
     "bernoulli_mixture-amortized",
+    "gaussian_lvm-mean_field",
     "vae-amortized",
 ]
-"""The pairs that are compiled too: every kind of operation, though not every way to write it."""
+"""The pairs that are compiled too."""
 COMPILED_DOUBLE = ["auto_normal", "networks"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 ROUGH = {"linear_gaussian_ssm-amortized_full_rank": {torch.float32: 1e-3}}

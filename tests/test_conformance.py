@@ -275,7 +275,7 @@ def test_rate_of_false_alarms_is_the_declared_one():
         (problem_of_latent(LATENTS["categorical"], "local"), ["mean_field", "amortized"]),
         (problem_of_latent(LATENTS["simplex"], "both"), ["mean_field"]),
     ]
-    for rate, num_suites in ((testing.FALSE_ALARMS, 300), (0.5, 60)):
+    for rate, num_suites in ((testing.FALSE_ALARMS, 600), (0.5, 120)):
         refused = sum(
             suite_refuses(*entries[seed % len(entries)], seed, rate) for seed in range(num_suites)
         )
