@@ -11,8 +11,7 @@ from dataclasses import replace
 import torch
 
 from guides.unsuited import Unsuited
-from zoo.errors import require
-from zoo.problem import Problem
+from zoo.problem import require_problem
 from zoo.registry import Registry
 
 __all__ = ["build", "names", "register", "suiting"]
@@ -67,7 +66,7 @@ def _suits(name, problem, serves):
 
 def _built(name, problem, options):
     make = _registry.find(name)
-    require(isinstance(problem, Problem), f"a guide is built for a Problem, got {problem!r}")
+    require_problem("a guide", problem)
     return make(problem, **_registry.resolve(name, make, options, skip=1))
 
 

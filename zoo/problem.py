@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -322,6 +323,15 @@ def _latent(name, fn, plates):
         values = values.reshape(len(values), *fn.event_shape)
     length = getattr(fn, "chain_length", None)
     return Latent(name, fn.support, tuple(fn.event_shape), plates, values, length)
+
+
+def require_problem(taker, thing):
+    """Raise ZooError, in the name of what takes it, unless it is a Problem."""
+    given = textwrap.shorten(repr(thing), 80, placeholder=" ...")
+    require(
+        isinstance(thing, Problem),
+        f"{taker} takes a Problem, as zoo.load makes it of a name, got {given}",
+    )
 
 
 def _known_without_being_told(latents, log_joint):

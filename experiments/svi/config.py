@@ -26,7 +26,7 @@ def _distinct(values):
 
 
 Distinct = Annotated[tuple[T, ...], AfterValidator(_distinct)]
-"""Distinct[int]: the type of a setting that lists numbers, none of them twice."""
+"""Distinct[int]: the type of a setting that lists whole numbers, none of them twice."""
 
 
 class Settings(BaseModel):

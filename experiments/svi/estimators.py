@@ -28,7 +28,7 @@ from experiments.svi.discrete import (
 from experiments.svi.surrogate import enumerated_particle, mean_losses, particle
 from zoo.distributions import MAX_VALUES
 from zoo.errors import ZooError, require
-from zoo.problem import Problem, sample_sites
+from zoo.problem import require_problem, sample_sites
 
 MIN_WINDOW = 10  # shorter windows say nothing of a trend
 
@@ -39,10 +39,7 @@ class FitError(ZooError):
 
 def resolve(config, problem):
     """The config with estimator and num_particles written out for this problem."""
-    require(
-        isinstance(problem, Problem),
-        f"fit takes a Problem, as zoo.load makes it of a name, got {problem!r}",
-    )
+    require_problem("fit", problem)
     require(
         config.flat_window == 0 or config.flat_window >= MIN_WINDOW,
         f"flat_window must be 0 or at least {MIN_WINDOW} epochs, got {config.flat_window}",
